@@ -1,0 +1,156 @@
+"""What every script does alike: one JSON document on standard output, progress on standard error, an exit status.
+
+A script is a parser and a function from its arguments to a document; `run` keeps the contract around them, so that no
+error, Ctrl-C or closed pipe ever ends in a traceback or in half a document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from inference_service.errors import BadInput, DecisionNeeded, Need, ToolError
+
+Document = Mapping[str, Any]
+Program = Callable[[argparse.Namespace], Document | None]
+Render = Callable[[Document], None]
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt it passes every `except Exception`, and the same clean-up runs."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints keep the scripts' contract: BadInput, hence a document and exit status 2."""
+
+    def __init__(self, description: str, **options: Any) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
+        self.add_argument("--json", action="store_true", help="print the JSON document even on a terminal")
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise BadInput("usage", message, f"see {self.prog} --help")
+
+
+def run(parser: argparse.ArgumentParser, program: Program, render: Render | None = None) -> int:
+    """Parse the command line, run the program, print its document; the exit status.
+
+    `render` prints the document for a person at a terminal; without one, its fields are listed. A program that has
+    already printed all it has to say (a stream) returns None.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    as_json = "--json" in sys.argv or not sys.stdout.isatty()
+    try:
+        document = program(parser.parse_args())
+        if document is not None:
+            _print(document, as_json, render or _list_fields)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        # The reader went away. Python would complain once more while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ToolError, DecisionNeeded) as error:
+        _print(error.document(), as_json, _show_problem)
+        return error.exit_status
+    except KeyboardInterrupt as error:
+        _print(_interruption(error), as_json, _show_problem)
+        return INTERRUPTED
+    except Terminated as error:
+        _print(_interruption(error), as_json, _show_problem)
+        return TERMINATED
+
+
+def decide(needs: Sequence[Need]) -> dict[str, str]:
+    """The user's answers by name, all asked in one round; an empty answer to a value takes its default (left out here).
+
+    Raises:
+        DecisionNeeded: nobody is at a terminal.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise DecisionNeeded(needs)
+    from inference_service import asking
+
+    return asking.ask(needs)
+
+
+def interactive() -> bool:
+    """Whether a person is there to be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def print_line(document: Document) -> None:
+    """One line of a JSON-lines stream on standard output, secrets removed."""
+    from inference_service import secrets
+
+    print(json.dumps(secrets.redact_document(document), ensure_ascii=False), flush=True)
+
+
+def note(message: str) -> None:
+    """One diagnostic line on standard error, secrets removed."""
+    from inference_service import secrets
+
+    print(secrets.redact(message), file=sys.stderr, flush=True)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    # A second TERM must not break into the clean-up that the first one started.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
+def _interruption(error: BaseException) -> Document:
+    # Whoever was interrupted in the middle of something says what became of it as the exception's text.
+    message = str(error) or "interrupted; nothing was left behind"
+    return {"error": {"type": "interrupted", "message": message, "fix": "run it again when you are ready"}}
+
+
+def _print(document: Document, as_json: bool, render: Render) -> None:
+    document = _without_secrets(document)
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+    else:
+        render(document)
+
+
+def _without_secrets(document: Document) -> Document:
+    from inference_service import secrets
+
+    try:
+        cleaned: Document = secrets.redact_document(document)
+        return cleaned
+    except ToolError:
+        # The reference data itself is broken, and so the list of secrets is not known. The document that says so was
+        # made by reference validation, which sees no environment.
+        return document
+
+
+def _list_fields(document: Document) -> None:
+    width = max(map(len, document), default=0)
+    for name, value in document.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        print(f"{name:<{width}}  {text}")
+
+
+def _show_problem(document: Document) -> None:
+    if "needs" in document:
+        for need in document["needs"]:
+            print(f"decide: {need['question']}  ({need['answer_with']})", file=sys.stderr)
+        return
+    error = document["error"]
+    print(f"error: {error['message']}", file=sys.stderr)
+    if error["fix"]:
+        print(f"  fix: {error['fix']}", file=sys.stderr)
+    for line in error.get("log_tail", ()):
+        print(f"  | {line}", file=sys.stderr)

@@ -1,0 +1,22 @@
+"""Every test has a registry, a request log and a state directory of its own, and none of the user's settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_OURS = ("TAO_", "IMAGE_", "SLURM_", "LEPTON_", "BREV_", "NGC_", "HF_TOKEN", "ANTHROPIC_", "WANDB_", "CLEARML_")
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(_OURS) and not name.startswith("TAO_E2E_"):
+            monkeypatch.delenv(name)
+    state = tmp_path / "state"
+    monkeypatch.setenv("TAO_INF_MS_STATE_FILE", str(state / "registry.json"))
+    monkeypatch.setenv("TAO_INF_REQUEST_LOG", str(state / "requests.db"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    state.mkdir()
