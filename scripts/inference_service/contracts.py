@@ -15,6 +15,8 @@ from typing import Any, Protocol
 JOB_ID_LABEL = "tao-job-id"
 NETWORK_ARCH_LABEL = "tao-network-arch"
 MODEL_PATH_LABEL = "tao-model-path"
+REGISTRY_LABEL = "tao-registry"
+"""Whose service it is: `paths.registry_owner()`. Users who share an engine do not adopt or stop each other's services."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ Report = Callable[[Progress], None]
 class Driver(Protocol):
     """What every platform/<name>/driver.py provides as its class `Driver`, made without arguments and without I/O.
 
-    Errors are `errors.ToolError`s that say what to do next. Every object made on the platform carries JOB_ID_LABEL and
-    NETWORK_ARCH_LABEL, so that `discover` finds it when the registry is lost.
+    Errors are `errors.ToolError`s that say what to do next. Every object made on the platform carries JOB_ID_LABEL,
+    NETWORK_ARCH_LABEL and REGISTRY_LABEL, so that `discover` finds it when the registry is lost.
     """
 
     name: str
@@ -215,5 +217,5 @@ class Driver(Protocol):
         ...
 
     def discover(self) -> list[StartedService]:
-        """All that runs there with our labels. Raises where the platform cannot be asked."""
+        """All that runs there with our labels and for our registry (REGISTRY_LABEL). Raises where it cannot be asked."""
         ...

@@ -64,6 +64,9 @@ def run(parser: argparse.ArgumentParser, program: Program, render: Render | None
     except (ToolError, DecisionNeeded) as error:
         _print(error.document(), as_json, _show_problem)
         return error.exit_status
+    except ModuleNotFoundError as error:
+        print(json.dumps(_missing_dependency(error), indent=2))
+        return 1
     except KeyboardInterrupt as error:
         _print(_interruption(error), as_json, _show_problem)
         return INTERRUPTED
@@ -114,6 +117,16 @@ def _interruption(error: BaseException) -> Document:
     # Whoever was interrupted in the middle of something says what became of it as the exception's text.
     message = str(error) or "interrupted; nothing was left behind"
     return {"error": {"type": "interrupted", "message": message, "fix": "run it again when you are ready"}}
+
+
+def _missing_dependency(error: ModuleNotFoundError) -> Document:
+    from inference_service import paths
+
+    # Redaction and rendering need dependencies too, so this one document is printed as it is.
+    venv = paths.SKILL / ".venv" / "bin" / "python"
+    fix = f"run it with {venv}" if venv.exists() else f"make -C '{paths.SKILL}' venv, then run it with {venv}"
+    message = f"the Python package {error.name!r} is not installed for {sys.executable}"
+    return {"error": {"type": "missing_dependency", "message": message, "fix": fix}}
 
 
 def _print(document: Document, as_json: bool, render: Render) -> None:

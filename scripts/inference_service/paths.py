@@ -24,6 +24,11 @@ def registry_file(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("TAO_INF_MS_STATE_FILE") or "/tmp/tao-inf-ms-state.json")
 
 
+def registry_owner(environ: Mapping[str, str] = os.environ) -> str:
+    """Who keeps which registry, `<uid>:<file>`: what marks a service on an engine that several users share."""
+    return f"{os.getuid()}:{registry_file(environ).absolute()}"
+
+
 def request_log_file(environ: Mapping[str, str] = os.environ) -> Path:
     """The request log: TAO_INF_REQUEST_LOG, or requests.db in the user's state directory."""
     override = environ.get("TAO_INF_REQUEST_LOG")
