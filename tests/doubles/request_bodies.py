@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 CHUNK = 1 << 20
-# A JSON string that begins as a data: URI. What precedes the quote must not be a backslash, or the string began earlier.
+# A JSON string that begins as a data: URI. Behind a backslash the quote would not begin a string.
 _DATA_URI = re.compile(rb'(?<!\\)"data:([^;"\\]{1,200});base64,')
 _LONGEST_START = 220
 
@@ -62,7 +62,8 @@ def blocks(stream: BinaryIO, length: int | None) -> Iterator[bytes]:
 
 def read(parts: Iterator[bytes]) -> Body:
     """The whole body, decoded on the way."""
-    text, pending, uris = bytearray(), b"", []
+    text, pending = bytearray(), b""
+    uris: list[DataUri] = []
     digest, size = hashlib.sha256(), 0
     current: _Decoder | None = None
     for part in parts:
