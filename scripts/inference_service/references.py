@@ -41,12 +41,37 @@ class RegisteredKey:
 
 
 @dataclass(frozen=True)
+class LocalProcess:
+    """How an arch's command runs as a process of this machine: the variables that carry host and port to it, the Python
+    packages it needs (names to import), and the extra of this skill that installs them."""
+
+    host_env: str
+    port_env: str
+    needs: tuple[str, ...]
+    extra: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """versions.yaml's weights.<name>: a model file inside a wheel. Bytes and SHA-256 of the wheel, and of the file in it."""
+
+    model: str
+    package: str
+    version: str
+    sha256: str
+    bytes: int
+    member: str
+    member_sha256: str
+    member_bytes: int
+
+
+@dataclass(frozen=True)
 class Launch:
     """service.yaml's container_commands.<arch>: how its container is started.
 
     `style` is `job_json` (--job J --docker_env_vars E) or `flags`. `model_path` maps a protocol (`hf_model://`, `claude://`,
-    `absolute`) to what becomes of it: `as_is`, `repo_id` or `registered_key`. `local_process` names the variables that
-    carry host and port to the command where it runs without a container, None where its port cannot be chosen.
+    `absolute`) to what becomes of it: `as_is`, `repo_id` or `registered_key`. `local_process` is None where the command's
+    port cannot be chosen, so that it runs in a container only.
     """
 
     style: str
@@ -62,7 +87,7 @@ class Launch:
     refused_specs: Mapping[str, str]
     secret_env: tuple[str, ...]
     suggested_model_path: str | None
-    local_process: Mapping[str, str] | None
+    local_process: LocalProcess | None
 
 
 @dataclass(frozen=True)
@@ -190,6 +215,7 @@ class References:
     first_port: int
     last_port: int
     wire: Wire
+    weights: Mapping[str, Weights]
 
     def arch(self, network_arch: str) -> Arch:
         """The arch of that name.
@@ -227,6 +253,7 @@ def load(directory: Path = paths.REFERENCES, versions: Path = paths.VERSIONS) ->
         first_port=service["port_allocation"]["first"],
         last_port=service["port_allocation"]["last"],
         wire=_wire(request),
+        weights={name: Weights(**weights) for name, weights in pins["weights"].items()},
     )
 
 
@@ -251,7 +278,7 @@ def _config(file: Path) -> tuple[str | None, bool]:
 
 
 def _launch(command: Mapping[str, Any]) -> Launch:
-    key = command.get("registered_key")
+    key, local = command.get("registered_key"), command.get("local_process")
     return Launch(
         style=command["style"],
         description=command["description"],
@@ -266,7 +293,7 @@ def _launch(command: Mapping[str, Any]) -> Launch:
         refused_specs=command.get("refused_specs", {}),
         secret_env=tuple(command["secret_env"]),
         suggested_model_path=command.get("suggested_model_path"),
-        local_process=command.get("local_process"),
+        local_process=LocalProcess(**{**local, "needs": tuple(local["needs"])}) if local else None,
     )
 
 
