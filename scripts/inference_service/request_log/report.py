@@ -1,14 +1,15 @@
 """Who used what: the request log added up per caller, service, model or day.
 
-Percentiles are by nearest rank: p95 is the smallest latency that at least 95 % of the finished requests did not exceed, so
-it is always one that was measured. SQLite sorts and adds, so memory stays flat whatever the log's size.
+Percentiles are by nearest rank: p95 is the smallest latency that at least 95 % of the finished requests did not exceed,
+so it is always one that was measured. SQLite sorts and adds, so memory stays flat whatever the log's size.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -33,24 +34,24 @@ DEFAULT_DIMENSIONS = ("caller", "service", "model")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 # errors: finished, but not with an answer. Tokens and cost are null where none of the requests knows them.
-_MEASURES = f"""
-    COUNT(*) AS requests,
-    COUNT(*) FILTER (WHERE error_type <> '{UNFINISHED}' OR (error_type IS NULL AND http_status >= 400)) AS errors,
-    COUNT(*) FILTER (WHERE error_type = '{UNFINISHED}') AS unfinished,
-    SUM(input_tokens) AS input_tokens,
-    SUM(output_tokens) AS output_tokens,
-    SUM(cached_tokens) AS cached_tokens,
-    COUNT(*) FILTER (WHERE input_tokens IS NULL AND output_tokens IS NULL) AS unmetered,
-    MIN(total_seconds) FILTER (WHERE rank * 100 >= 50 * finished) AS latency_p50_seconds,
-    MIN(total_seconds) FILTER (WHERE rank * 100 >= 95 * finished) AS latency_p95_seconds,
-    decimal_sum(cost_usd) FILTER (WHERE cost_usd IS NOT NULL) AS cost_usd,
-    COUNT(*) FILTER (WHERE cost_usd IS NULL) AS unpriced
-"""
+_MEASURES = {
+    "requests": "COUNT(*)",
+    "errors": f"COUNT(*) FILTER (WHERE error_type <> '{UNFINISHED}' OR (error_type IS NULL AND http_status >= 400))",
+    "unfinished": f"COUNT(*) FILTER (WHERE error_type = '{UNFINISHED}')",
+    "input_tokens": "SUM(input_tokens)",
+    "output_tokens": "SUM(output_tokens)",
+    "cached_tokens": "SUM(cached_tokens)",
+    "unmetered": "COUNT(*) FILTER (WHERE input_tokens IS NULL AND output_tokens IS NULL)",
+    "cost_usd": "decimal_sum(cost_usd) FILTER (WHERE cost_usd IS NOT NULL)",
+    "unpriced": "COUNT(*) FILTER (WHERE cost_usd IS NULL)",
+}
+_FINISHED = "COUNT(total_seconds)"
+_PERCENTILES = {"latency_p50_seconds": 50, "latency_p95_seconds": 95}
 
 
 @dataclass(frozen=True)
 class UsageReport:
-    """Each group has its dimensions' fields and the measures, `totals` the measures alone, over all rows since `since`."""
+    """Each group has its dimensions' fields and the measures, `totals` the measures alone; of rows since `since`."""
 
     log: Path
     since: datetime | None
@@ -86,6 +87,7 @@ def usage(path: Path, by: Sequence[str] = DEFAULT_DIMENSIONS, since: datetime | 
             connection.execute("BEGIN")
             groups = _measure(connection, fields, since)
             (totals,) = _measure(connection, {}, since)
+            connection.execute("COMMIT")
         finally:
             connection.close()
     except (OSError, sqlite3.Error) as error:
@@ -136,27 +138,41 @@ class _DecimalSum:
         self.total = Decimal(0)
         self.any = False
 
-    def step(self, value: str) -> None:
+    def step(self, value: Any) -> None:
         self.total += Decimal(value)
         self.any = True
 
-    def finalize(self) -> str | None:
+    def finalize(self) -> Any:
         return format(self.total, "f") if self.any else None
 
 
 def _measure(connection: sqlite3.Connection, fields: dict[str, str], since: datetime | None) -> list[dict[str, Any]]:
-    keys = ", ".join(fields)
-    selected = "".join(f"{column} AS {name}, " for name, column in fields.items())
-    partition = f"PARTITION BY {', '.join(fields.values())}" if fields else ""
-    query = f"""
-        SELECT {keys + ", " if keys else ""} {_MEASURES}
-        FROM (
-            SELECT {selected} error_type, http_status, input_tokens, output_tokens, cached_tokens, total_seconds, cost_usd,
-                ROW_NUMBER() OVER ({partition} ORDER BY total_seconds IS NULL, total_seconds) AS rank,
-                COUNT(total_seconds) OVER ({partition}) AS finished
-            FROM requests
-            WHERE time >= ?
-        )
-        {f"GROUP BY {keys} ORDER BY requests DESC, {keys}" if keys else ""}
-    """  # noqa: S608 - all parts are constants of this module
-    return [dict(row) for row in connection.execute(query, (stored_time(since) if since else "",))]
+    """The groups by `fields` (names and columns; without any, all rows are one), most requests first."""
+    # Without a condition that all rows keep, SQLite reads the table in order instead of through the index.
+    where, values = ("time >= ?", (stored_time(since),)) if since else ("TRUE", ())
+    keys = ", ".join(fields.values())
+    selected = ", ".join(
+        f"{column} AS {name}" for name, column in (fields | _MEASURES | {"finished": _FINISHED}).items()
+    )
+    grouping = f"GROUP BY {keys} ORDER BY requests DESC, {keys}" if fields else ""
+    counted = connection.execute(f"SELECT {selected} FROM requests WHERE {where} {grouping}", values)  # noqa: S608
+    groups = {tuple(row[: len(fields)]): dict(row) for row in counted}
+
+    sorting = ", ".join((*fields.values(), "total_seconds"))
+    query = f"SELECT {sorting} FROM requests WHERE {where} AND total_seconds IS NOT NULL ORDER BY {sorting}"  # noqa: S608
+    latencies = connection.execute(query, values)
+    latencies.row_factory = None
+    for key, rows in itertools.groupby(latencies, key=lambda row: row[:-1]):
+        _put_percentiles(groups[key], (row[-1] for row in rows))
+    return [{name: group.get(name) for name in (*fields, *_MEASURES, *_PERCENTILES)} for group in groups.values()]
+
+
+def _put_percentiles(group: dict[str, Any], ascending: Iterator[float]) -> None:
+    ranks = {name: -(-percent * group["finished"] // 100) for name, percent in _PERCENTILES.items()}
+    position = 0
+    for name, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        # Two percentiles of few values may be the same one.
+        if rank > position:
+            value = next(itertools.islice(ascending, rank - position - 1, None))
+            position = rank
+        group[name] = value
