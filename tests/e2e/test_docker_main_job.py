@@ -32,7 +32,9 @@ def smollm2_image(own_state: None) -> Iterator[None]:
         capture_output=True,
         text=True,
     )
-    need_engine("docker", docker.returncode == 0, f"the smollm2 image is not on a Docker engine: {docker.stderr.strip()}")
+    need_engine(
+        "docker", docker.returncode == 0, f"the smollm2 image is not on a Docker engine: {docker.stderr.strip()}"
+    )
     yield
     run_script("registry", "reconcile", expect=None)
     run_script("stop_service", "--all", expect=None)
@@ -86,7 +88,9 @@ def test_three_services_started_at_once_get_three_ports_and_each_answers_its_own
         assert {job_id for job_id in after if after[job_id] != before[job_id]} == {service["job_id"]}
 
     ambiguous = run_script("send_request", "--network-arch", "smollm2", *QUESTION, expect=3).document
-    assert {option["job_id"] for option in ambiguous["needs"][0]["options"]} == {service["job_id"] for service in services}
+    assert {option["job_id"] for option in ambiguous["needs"][0]["options"]} == {
+        service["job_id"] for service in services
+    }
     run_script("send_request", *QUESTION, expect=3)
 
     for container in our_containers():
