@@ -7,20 +7,19 @@ Schema and returns them as frozen values. Nothing else in this project reads tho
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inference_service import paths
-from inference_service.errors import BadInput
-from inference_service.reference_validation import read_yaml, validated
+from inference_service.errors import BadInput, ToolError
+from inference_service.reference_validation import read_json, read_yaml, validated
 
 
 @dataclass(frozen=True)
 class SpecField:
-    """A startup spec that the arch takes by `--spec name=value`; `flag` is its flag where the arch is started by flags."""
+    """A startup spec that the arch takes by `--spec name=value`; `flag` is its flag where it is started by flags."""
 
     name: str
     type: str
@@ -53,7 +52,7 @@ class LocalProcess:
 
 @dataclass(frozen=True)
 class Weights:
-    """versions.yaml's weights.<name>: a model file inside a wheel. Bytes and SHA-256 of the wheel, and of the file in it."""
+    """versions.yaml's weights.<name>: a model file in a wheel. Bytes and SHA-256 of the wheel, and of the file in it."""
 
     model: str
     package: str
@@ -69,9 +68,10 @@ class Weights:
 class Launch:
     """service.yaml's container_commands.<arch>: how its container is started.
 
-    `style` is `job_json` (--job J --docker_env_vars E) or `flags`. `model_path` maps a protocol (`hf_model://`, `claude://`,
-    `absolute`) to what becomes of it: `as_is`, `repo_id` or `registered_key`. `local_process` is None where the command's
-    port cannot be chosen, so that it runs in a container only.
+    `style` is `job_json` (--job J --docker_env_vars E) or `flags`. `model_path` maps a protocol (`hf_model://`,
+    `claude://`, `absolute`) to what becomes of it: `as_is`, `repo_id` or `registered_key`. `local_process` is None where
+    the command's port cannot be chosen, so that it runs in a container only. `secret_env` is passed when it is set in
+    the environment, `required_secret_env` (a part of it) must be.
     """
 
     style: str
@@ -86,6 +86,7 @@ class Launch:
     specs: Mapping[str, SpecField]
     refused_specs: Mapping[str, str]
     secret_env: tuple[str, ...]
+    required_secret_env: tuple[str, ...]
     suggested_model_path: str | None
     local_process: LocalProcess | None
 
@@ -121,10 +122,14 @@ class Media:
 
 @dataclass(frozen=True)
 class RequestRules:
-    """request.yaml's network_arch_constraints.<arch>. `media` is None where the arch takes text alone."""
+    """request.yaml's network_arch_constraints.<arch>. `media` is None where the arch takes text alone.
+
+    `inference_types` says what the media of a request (`none`, `image`, `video`) make of it, if anything.
+    """
 
     fields: Mapping[str, SamplingField]
     media: Media | None
+    inference_types: Mapping[str, str]
     system_prompt: bool
     streaming: bool
     answer: str
@@ -143,10 +148,30 @@ class Arch:
 
 @dataclass(frozen=True)
 class PlatformFacts:
-    """service.yaml's platforms.<name>."""
+    """service.yaml's platforms.<name>.
+
+    `containers`: only what is mounted is seen. `model_path_on_this_machine`: a mount's source is a path of this
+    machine, unless the variable `other_machine_env` names another one.
+    """
 
     tao_execution_backend: str
+    containers: bool
     model_path_on_this_machine: bool
+    other_machine_env: str | None = None
+
+    def runs_on_this_machine(self, environ: Mapping[str, str]) -> bool:
+        """Whether paths of this machine mean something there."""
+        other = environ.get(self.other_machine_env, "") if self.other_machine_env else ""
+        return self.model_path_on_this_machine and not other.startswith(("ssh://", "tcp://", "http://", "https://"))
+
+
+@dataclass(frozen=True)
+class ModelPathProtocol:
+    """A way to write --model-path: `form` for people, the regular expression it must match as a whole, and a note."""
+
+    form: str
+    pattern: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,11 +190,10 @@ class EnvironmentRules:
     """Which names a container may get. `secret` maps a name to the archs it is only for (empty: any)."""
 
     allowed: frozenset[str]
-    set_by_us: frozenset[str]
+    set_by_us: tuple[str, ...]
     forbidden: Mapping[str, str]
     secret: Mapping[str, tuple[str, ...]]
     never_passed: frozenset[str]
-    docker_env_vars: tuple[str, ...]
     cloud_based: str
 
 
@@ -184,7 +208,7 @@ class Readiness:
 
 @dataclass(frozen=True)
 class Wire:
-    """request.yaml outside the archs: paths, timeouts and retries (seconds), media types, readiness, answers by status."""
+    """request.yaml outside the archs: paths, timeouts, retries (seconds), media types, readiness, answers by status."""
 
     chat_completions: str
     liveness: str
@@ -207,9 +231,11 @@ class References:
     """All reference data."""
 
     archs: Mapping[str, Arch]
+    unsupported: tuple[str, ...]
     platforms: Mapping[str, PlatformFacts]
     images: Images
     environment: EnvironmentRules
+    model_path_protocols: Mapping[str, ModelPathProtocol]
     refused_model_path_protocols: Mapping[str, str]
     container_port: int
     first_port: int
@@ -221,16 +247,18 @@ class References:
         """The arch of that name.
 
         Raises:
-            BadInput: there is none; the message lists those that exist.
+            BadInput: there is none, or none that can be started (seed 4.1); the message lists those that can.
         """
-        try:
+        if network_arch in self.archs:
             return self.archs[network_arch]
-        except KeyError:
+        choose = f"choose one of: {', '.join(self.archs)}"
+        if network_arch in self.unsupported:
             raise BadInput(
-                "unknown_network_arch",
-                f"unknown network_arch {network_arch!r}",
-                f"choose one of: {', '.join(self.archs)}",
-            ) from None
+                "unsupported_network_arch",
+                f"network_arch {network_arch!r} is unsupported: service.yaml has no container_commands for it",
+                choose,
+            )
+        raise BadInput("unknown_network_arch", f"unknown network_arch {network_arch!r}", choose)
 
 
 @functools.cache
@@ -243,11 +271,18 @@ def load(directory: Path = paths.REFERENCES, versions: Path = paths.VERSIONS) ->
     service = validated(directory / "service.yaml", read_yaml(directory / "service.yaml"))
     request = validated(directory / "request.yaml", read_yaml(directory / "request.yaml"))
     pins = validated(versions, read_yaml(versions))
+    names = service["valid_network_arch_config_basenames"]
+    startable = [name for name in names if name in service["container_commands"]]
+    _require(directory / "request.yaml", "network_arch_constraints", request["network_arch_constraints"], startable)
     return References(
-        archs={name: _arch(directory, name, service, request) for name in service["valid_network_arch_config_basenames"]},
+        archs={name: _arch(directory, name, service, request) for name in startable},
+        unsupported=tuple(name for name in names if name not in startable),
         platforms={name: PlatformFacts(**facts) for name, facts in service["platforms"].items()},
         images=_images(service, pins),
         environment=_environment(service),
+        model_path_protocols={
+            name: ModelPathProtocol(**protocol) for name, protocol in service["model_path_protocols"].items()
+        },
         refused_model_path_protocols=service["refused_model_path_protocols"],
         container_port=service["container_port"],
         first_port=service["port_allocation"]["first"],
@@ -257,14 +292,35 @@ def load(directory: Path = paths.REFERENCES, versions: Path = paths.VERSIONS) ->
     )
 
 
+def _require(file: Path, key: str, mapping: Mapping[str, Any], names: Iterable[str]) -> None:
+    """One file's names must be known to another: what no schema of one file can say."""
+    for name in names:
+        if name not in mapping:
+            raise ToolError(
+                "reference_inconsistent",
+                f"{file}: {key}: nothing for {name!r} (rule: every name used is there: {', '.join(mapping)})",
+                f"add {key}.{name}, or correct the name",
+                file=str(file),
+                key=f"{key}.{name}",
+            )
+
+
 def _arch(directory: Path, name: str, service: Mapping[str, Any], request: Mapping[str, Any]) -> Arch:
+    command, constraints = service["container_commands"][name], request["network_arch_constraints"][name]
+    _require(directory / "service.yaml", "model_path_protocols", service["model_path_protocols"], command["model_path"])
+    _require(
+        directory / "request.yaml",
+        "chat_completions_request_body",
+        request["chat_completions_request_body"],
+        constraints["fields"],
+    )
     image_key, is_folder = _config(directory / f"{name}.config.json")
     return Arch(
         network_arch=name,
         image_key=image_key,
         model_path_is_folder=is_folder,
-        launch=_launch(service["container_commands"][name]),
-        request=_request_rules(request["network_arch_constraints"][name], request["chat_completions_request_body"]),
+        launch=_launch(command),
+        request=_request_rules(constraints, request["chat_completions_request_body"]),
     )
 
 
@@ -272,7 +328,7 @@ def _config(file: Path) -> tuple[str | None, bool]:
     # Seed 2, rule 4: a missing config file is not an error, it falls back to the default image key.
     if not file.exists():
         return None, False
-    config = validated(file, json.loads(file.read_text(encoding="utf-8")), schema="network_arch.config")
+    config = validated(file, read_json(file), schema="network_arch.config")
     model_path = config.get("spec_params", {}).get("inference", {}).get("model_path", "")
     return config.get("api_params", {}).get("image") or None, "folder" in model_path
 
@@ -292,6 +348,7 @@ def _launch(command: Mapping[str, Any]) -> Launch:
         specs={name: SpecField(name=name, **spec) for name, spec in command.get("specs", {}).items()},
         refused_specs=command.get("refused_specs", {}),
         secret_env=tuple(command["secret_env"]),
+        required_secret_env=tuple(command.get("required_secret_env", ())),
         suggested_model_path=command.get("suggested_model_path"),
         local_process=LocalProcess(**{**local, "needs": tuple(local["needs"])}) if local else None,
     )
@@ -306,6 +363,7 @@ def _request_rules(constraints: Mapping[str, Any], base: Mapping[str, Any]) -> R
     return RequestRules(
         fields=fields,
         media=_media(media) if media else None,
+        inference_types=constraints.get("inference_types", {}),
         system_prompt=constraints["system_prompt"],
         streaming=constraints["streaming"],
         answer=constraints["answer"],
@@ -338,11 +396,10 @@ def _environment(service: Mapping[str, Any]) -> EnvironmentRules:
     names, secrets = service["env_vars"], service["secrets_handling"]
     return EnvironmentRules(
         allowed=frozenset(names["allowed"]),
-        set_by_us=frozenset(names["set_by_us"]),
+        set_by_us=tuple(names["set_by_us"]),
         forbidden=names["forbidden"],
         secret={name: tuple(secret.get("only_for", ())) for name, secret in secrets["secret_env_vars"].items()},
         never_passed=frozenset(secrets["never_passed"]),
-        docker_env_vars=tuple(service["docker_env_vars"]),
         cloud_based=service["cloud_based"],
     )
 
