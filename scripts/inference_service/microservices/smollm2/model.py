@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import secrets
 import threading
@@ -46,7 +47,11 @@ def locate(model_path: str, report: Report) -> tuple[str, Path]:
             f"{model_path!r} is not served here",
             f"use {_HUB}{bundled.model}, or the absolute path of a GGUF file",
         )
-    file = _only_gguf(Path(model_path))
+    try:
+        file = _only_gguf(Path(model_path))
+    except OSError as error:
+        fix = f"let the service's user (uid {os.geteuid()}) read it"
+        raise ToolError("unknown_model", f"{model_path} cannot be read: {error.strerror}", fix) from error
     return file.stem, file
 
 

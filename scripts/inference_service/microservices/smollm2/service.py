@@ -6,7 +6,7 @@ reads both.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 import threading
 import time
@@ -40,9 +40,10 @@ class Service:
         """Load the model. Never raises: a service that failed stays up and says so, as the TAO microservices do."""
         try:
             self._enter("server_initializing", Progress("initializing", "looking for llama.cpp"), 0)
-            if importlib.util.find_spec(_LOADS_WITH) is None:
-                fix = f"{sys.executable} -m pip install {_LOADS_WITH}"
-                self._fail("initialization_failed", f"the Python package {_LOADS_WITH} is not installed ({fix})")
+            try:
+                importlib.import_module(_LOADS_WITH)
+            except ImportError as error:
+                self._fail("initialization_failed", f"cannot import {_LOADS_WITH}: {error} ({_import_fix(error)})")
                 return
             self._enter("model_loading", Progress("locating_model", self.model_path), 0)
             name, file = locate(self.model_path, lambda progress: self._enter("model_loading", progress, 0))
@@ -122,6 +123,14 @@ class Service:
             "details": details,
             "timestamp": _moment(time.time()),
         }
+
+
+def _import_fix(error: ImportError) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{sys.executable} -m pip install {_LOADS_WITH}"
+    if "libgomp" in str(error):
+        return "apt-get install libgomp1, or your system's package of GCC's OpenMP library"
+    return f"{sys.executable} -m pip install --force-reinstall {_LOADS_WITH}"
 
 
 def log(message: str) -> None:
