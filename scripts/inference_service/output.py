@@ -24,6 +24,8 @@ Render = Callable[[Document], None]
 INTERRUPTED = 130
 TERMINATED = 143
 
+_lines_were_printed = False
+
 
 class Terminated(BaseException):
     """SIGTERM arrived. Like KeyboardInterrupt it passes every `except Exception`, and the same clean-up runs."""
@@ -94,9 +96,11 @@ def interactive() -> bool:
 
 
 def print_line(document: Document) -> None:
-    """One line of a JSON-lines stream on standard output, secrets removed."""
+    """One line of a JSON-lines stream on standard output, secrets removed. An error after it is one line as well."""
+    global _lines_were_printed
     from inference_service import secrets
 
+    _lines_were_printed = True
     print(json.dumps(secrets.redact_document(document), ensure_ascii=False), flush=True)
 
 
@@ -132,7 +136,7 @@ def _missing_dependency(error: ModuleNotFoundError) -> Document:
 def _print(document: Document, as_json: bool, render: Render) -> None:
     document = _without_secrets(document)
     if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+        print(json.dumps(document, indent=None if _lines_were_printed else 2, ensure_ascii=False), flush=True)
     else:
         render(document)
 
