@@ -16,7 +16,7 @@ JOB_ID_LABEL = "tao-job-id"
 NETWORK_ARCH_LABEL = "tao-network-arch"
 MODEL_PATH_LABEL = "tao-model-path"
 REGISTRY_LABEL = "tao-registry"
-"""Whose service it is: `paths.registry_owner()`. Users who share an engine do not adopt or stop each other's services."""
+"""Whose service it is: `paths.registry_owner()`. Users who share an engine leave each other's services alone."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Mount:
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """Everything a platform needs to start one service, and no secret: `secret_env` names variables, never their values.
+    """Everything a platform needs to start one service, and no secret: `secret_env` names variables, never values.
 
     `command` is the inner shell string, the same on every platform. `host_port` is None until the registry has reserved
-    one. `platform_options` are the platform's own options by name (`Driver.options`).
+    one. `platform_options` are the platform's own options by name (`Driver.options`), those that the user gave. `specs`
+    are the startup specs that are written into `command`.
     """
 
     job_id: str
@@ -49,6 +50,7 @@ class LaunchSpec:
     mounts: tuple[Mount, ...] = ()
     host_port: int | None = None
     platform_options: Mapping[str, Any] = field(default_factory=dict)
+    specs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The spec as a JSON object; `from_json` gives the same spec back."""
@@ -57,6 +59,7 @@ class LaunchSpec:
         document["mounts"] = [asdict(mount) for mount in self.mounts]
         document["env"] = dict(self.env)
         document["platform_options"] = dict(self.platform_options)
+        document["specs"] = dict(self.specs)
         return document
 
     @classmethod
@@ -115,7 +118,7 @@ class ServiceEntry:
 
 
 class State(str, Enum):
-    """What a platform says of a service. UNKNOWN: the platform could not be asked, which says nothing of the service."""
+    """What a platform says of a service. UNKNOWN: it could not be asked, which says nothing of the service."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -126,7 +129,7 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class PlatformStatus:
-    """A service's state on its platform, and the platform's own words for why. A service that is not there is EXITED."""
+    """A service's state on its platform, and the platform's own words for why. One that is not there is EXITED."""
 
     state: State
     reason: str = ""
@@ -149,7 +152,11 @@ class Check:
 
 @dataclass(frozen=True)
 class PlatformOption:
-    """One option that only this platform takes, `--name` on the command line and a key of `platform_options`."""
+    """One option that only this platform takes, `--name` on the command line and a key of `platform_options`.
+
+    `platform_options` has only what the user gave; the driver takes `default` for what is not there. `type` is str,
+    int, float or bool; a bool is a flag without a value.
+    """
 
     name: str
     help: str
@@ -217,5 +224,5 @@ class Driver(Protocol):
         ...
 
     def discover(self) -> list[StartedService]:
-        """All that runs there with our labels and for our registry (REGISTRY_LABEL). Raises where it cannot be asked."""
+        """All that runs there with our labels and for our registry (REGISTRY_LABEL). Raises if it cannot be asked."""
         ...
