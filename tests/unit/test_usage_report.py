@@ -158,7 +158,7 @@ def test_a_log_that_cannot_be_read_is_an_error_with_a_fix(tmp_path: Path) -> Non
         ("2026-01-30", datetime(2026, 1, 30, tzinfo=timezone.utc)),
         ("2026-01-30T08:00:00Z", datetime(2026, 1, 30, 8, tzinfo=timezone.utc)),
         ("2026-01-30T08:00:00+02:00", datetime(2026, 1, 30, 6, tzinfo=timezone.utc)),
-        ("2026-01-30T08:00:00.5", datetime(2026, 1, 30, 8, 0, 0, 500_000, tzinfo=timezone.utc)),
+        ("2026-01-30T08:00:00.500", datetime(2026, 1, 30, 8, 0, 0, 500_000, tzinfo=timezone.utc)),
     ],
 )
 def test_since_takes_durations_and_iso_times(text: str, expected: datetime) -> None:
