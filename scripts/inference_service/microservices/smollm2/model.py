@@ -28,6 +28,11 @@ _WARNINGS_AND_ERRORS = 2
 _ANSWER_FIELDS = ("id", "object", "created", "choices", "usage")
 
 
+def bundled() -> str:
+    """The model_path of the model whose weights this skill knows how to fetch."""
+    return _HUB + references.load().weights[NETWORK_ARCH].model
+
+
 class RequestError(ValueError):
     """The request is not what this model takes; the text says why."""
 
@@ -38,14 +43,14 @@ def locate(model_path: str, report: Report) -> tuple[str, Path]:
     Raises:
         ToolError: it is none of these, or the weights cannot be fetched.
     """
-    bundled = references.load().weights[NETWORK_ARCH]
-    if model_path == _HUB + bundled.model:
-        return bundled.model, weights.fetch(NETWORK_ARCH, report)
+    if model_path == bundled():
+        pinned = references.load().weights[NETWORK_ARCH]
+        return pinned.model, weights.fetch(pinned, report)
     if not model_path.startswith("/"):
         raise ToolError(
             "unknown_model",
             f"{model_path!r} is not served here",
-            f"use {_HUB}{bundled.model}, or the absolute path of a GGUF file",
+            f"use {bundled()}, or the absolute path of a GGUF file",
         )
     try:
         file = _only_gguf(Path(model_path))
@@ -65,7 +70,7 @@ def _only_gguf(path: Path) -> Path:
                 f"the folder {path} must hold exactly one .gguf file; it holds {names}",
                 "name the file",
             )
-        return files[0]
+        path = files[0]
     if not path.exists():
         raise ToolError(
             "unknown_model", f"there is no file {path} where the service runs", "mount it, or correct the path"

@@ -1,0 +1,42 @@
+# make demo   the whole life cycle on this machine: start a model, ask it, see what that took, stop it
+# make test   install what the tests need and run them
+# make check  lint, format and types;  make bench  the benchmarks;  make venv  what the scripts need, in .venv
+#
+# PYTHON is the interpreter that .venv is made of: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+venv_python := .venv/bin/python
+install := $(venv_python) -m pip install --quiet --disable-pip-version-check --editable
+
+.PHONY: demo test check bench venv
+.DELETE_ON_ERROR:
+
+demo: .venv/installed-local
+	@$(venv_python) scripts/demo.py
+
+test: .venv/installed-dev
+	$(venv_python) -m pytest
+
+check: .venv/installed-dev
+	$(venv_python) -m ruff check .
+	$(venv_python) -m ruff format --check .
+	$(venv_python) -m mypy scripts tests
+	set -e; for folder in platform/*/; do MYPYPATH="scripts:$$folder" $(venv_python) -m mypy "$$folder"*.py; done
+
+bench: .venv/installed-dev
+	@set -e; for file in bench/*.py; do $(venv_python) "$$file"; done
+
+venv: .venv/installed-docker,local
+
+# One stamp for each set of extras: a second run installs nothing.
+.venv/installed-%: pyproject.toml .venv/made
+	@echo "installing what '$*' needs into .venv: about a minute, once" >&2
+	@$(install) '.[$*]'
+	@touch '$@'
+
+.venv/made:
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "$(PYTHON) is missing or older than 3.10. Name a newer one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@'$(PYTHON)' -m venv --clear .venv || { rm -rf .venv; \
+	    echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@touch '$@'
