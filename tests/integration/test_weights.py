@@ -43,13 +43,12 @@ def publish(index: Path, content: bytes = CONTENT) -> Weights:
     wheel = index / "tiny_weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tiny_weights/model.gguf", content)
-        archive.writestr(
-            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            "tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tiny_weights-1.0.dist-info/RECORD", "")
+        for name, text in {
+            "METADATA": "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }.items():
+            archive.writestr(f"tiny_weights-1.0.dist-info/{name}", text)
     return Weights(
         model="org/tiny",
         package="tiny-weights",
@@ -169,4 +168,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_a_later_one_takes_for_the_we
     fetcher.kill()
     fetcher.wait()
     assert weights.cached(pin) is None or weights.file_of(pin).read_bytes() == CONTENT
+    weights.file_of(pin).unlink(missing_ok=True)
+    (weights.file_of(pin).parent / "fetch-abandoned").mkdir()
     assert weights.fetch(pin, lambda progress: None).read_bytes() == CONTENT
+    assert not list(weights.file_of(pin).parent.glob("fetch-*"))

@@ -70,6 +70,7 @@ def test_null_values_and_what_openai_clients_add_is_left_out() -> None:
         (user("a") | {"max_tokens": "many"}, "max_tokens"),
         (user("a") | {"max_tokens": True}, "max_tokens"),
         (user("a") | {"temperature": 2.1}, "temperature"),
+        (user("a") | {"temperature": float("nan")}, "temperature"),
         (user("a") | {"top_p": 0}, "top_p"),
         (user("a") | {"stop": 5}, "stop"),
         (user("a") | {"guidance": 3}, "guidance"),
@@ -81,8 +82,14 @@ def test_what_the_model_does_not_take_is_refused_by_name(body: Any, told: str) -
         translate(body)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(
-    st.sampled_from(["messages", "role", "content", "type", "text", "max_tokens", "stop"]), inner)))  # fmt: skip
+KEYS = st.sampled_from(["messages", "role", "content", "type", "text", "max_tokens", "stop"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner),
+)
+
+
+@given(JSON)
 def test_no_json_value_makes_translation_fail_otherwise_than_by_refusing(body: Any) -> None:
     try:
         json.dumps(translate(body))
