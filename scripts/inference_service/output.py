@@ -118,9 +118,10 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _interruption(error: BaseException) -> Document:
-    # Whoever was interrupted in the middle of something says what became of it as the exception's text.
-    message = str(error) or "interrupted; nothing was left behind"
-    return {"error": {"type": "interrupted", "message": message, "fix": "run it again when you are ready"}}
+    # Whoever was interrupted in the middle of something says what became of it, and what to do now.
+    told = error.args or ("interrupted; nothing was left behind",)
+    fix = told[1] if len(told) > 1 else "run it again when you are ready"
+    return {"error": {"type": "interrupted", "message": str(told[0]), "fix": str(fix)}}
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> Document:

@@ -1,0 +1,36 @@
+"""Keeps Ctrl-C and SIGTERM out of steps that must not be cut in half."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def held_back(deliver: bool = True) -> Iterator[None]:
+    """An interruption that comes during the block takes effect after it, or not at all when `deliver` is false.
+
+    The second is for clean-up that an interruption has begun: that one is raised again afterwards anyway. Signals reach
+    the main thread alone, so in any other there is nothing to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came and deliver:
+            signal.raise_signal(came[0])

@@ -1,0 +1,108 @@
+"""Start an inference service, register it, and wait until it is ready (seed 4).
+
+  start_service.py --platform local-docker --network-arch cosmos-rl --model-path hf_model://org/model --num-gpus 1
+
+A service that cannot become ready is stopped, and the error has the end of its log. One that only takes longer than
+--timeout keeps running: wait_ready.py goes on waiting for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from typing import Any
+
+from inference_service import output, progress
+from inference_service.errors import NotReady, ToolError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; the platform's own options are shown once --platform is given."""
+    from inference_service import launch_options
+
+    arguments = output.ArgumentParser(__doc__)
+    launch_options.add_to(arguments, sys.argv[1:])
+    add = arguments.add_argument
+    add(
+        "--launch-spec",
+        metavar="FILE",
+        help="start what build_payload.py printed, - for standard input, instead of the above",
+    )
+    add("--host-port", metavar="N", type=int, help="port of this machine (default: the lowest free one from 8080 on)")
+    add("--no-wait", action="store_true", help="return once it runs, without waiting until it is ready")
+    add(
+        "--timeout",
+        metavar="S",
+        type=float,
+        default=1800.0,
+        help="seconds to wait until it is ready (default: %(default)g)",
+    )
+    add("--dry-run", action="store_true", help="print what would be created, and create nothing")
+    add("--events", action="store_true", help="progress on standard error as JSON lines")
+    return arguments
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start it; the document that says where it answers."""
+    from inference_service import launch_options, lifecycle, platforms, readiness, registry
+
+    began = time.monotonic()
+    readiness.require_timeout(arguments.timeout)
+    spec = launch_options.spec_from(arguments, os.environ)
+    if arguments.host_port is not None:
+        spec = dataclasses.replace(spec, host_port=arguments.host_port)
+    driver = platforms.load(spec.platform)
+    if arguments.dry_run:
+        driver.check(spec)
+        named = {name: getattr(spec, name) for name in ("job_id", "network_arch", "platform", "image", "model_path")}
+        return {
+            **named,
+            "dry_run": True,
+            "secret_env": list(spec.secret_env),
+            "would_create": dict(driver.dry_run(spec)),
+        }
+
+    services = registry.Registry()
+    with progress.reporting(arguments.events) as report:
+        entry = lifecycle.start(spec, report, services)
+    try:
+        document = _document(entry)
+        if not arguments.events:
+            _say_started(document)
+        if arguments.no_wait:
+            lifecycle.require_alive(entry, driver)
+            return document | {"ready": False, "seconds": round(time.monotonic() - began, 2)}
+        with progress.reporting(arguments.events) as report:
+            readiness.wait(entry, driver, arguments.timeout, report)
+        return document | {"ready": True, "seconds": round(time.monotonic() - began, 2)}
+    except NotReady as error:
+        error.message += "; it keeps running and is registered"
+        raise
+    except ToolError as error:
+        lifecycle.discard(entry, services, error)
+    except (KeyboardInterrupt, output.Terminated) as interruption:
+        raise lifecycle.keeps_running(interruption, entry) from None
+
+
+def _document(entry: Any) -> dict[str, Any]:
+    from inference_service import references
+
+    shown = ("job_id", "network_arch", "platform", "host_url", "host_port", "docker_url", "platform_job_id", "image",
+             "model_path", "num_gpus", "started_at")  # fmt: skip
+    document = {name: getattr(entry, name) for name in shown}
+    return document | {"url": entry.host_url.rstrip("/") + references.load().wire.chat_completions}
+
+
+def _say_started(document: dict[str, Any]) -> None:
+    output.note("Inference service started.")
+    output.note(f"  Job ID : {document['job_id']}")
+    output.note(f"  Arch   : {document['network_arch']}")
+    output.note(f"  URL    : {document['url']}")
+    output.note("Use this Job ID to send requests or stop the service.")
+
+
+if __name__ == "__main__":
+    sys.exit(output.run(parser(), main))
