@@ -9,7 +9,6 @@ A service that cannot become ready is stopped, and the error has the end of its 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import time
@@ -24,14 +23,8 @@ def parser() -> argparse.ArgumentParser:
     from inference_service import launch_options
 
     arguments = output.ArgumentParser(__doc__)
-    launch_options.add_to(arguments, sys.argv[1:])
+    launch_options.add_to(arguments, sys.argv[1:], takes_launch_spec=True)
     add = arguments.add_argument
-    add(
-        "--launch-spec",
-        metavar="FILE",
-        help="start what build_payload.py printed, - for standard input, instead of the above",
-    )
-    add("--host-port", metavar="N", type=int, help="port of this machine (default: the lowest free one from 8080 on)")
     add("--no-wait", action="store_true", help="return once it runs, without waiting until it is ready")
     add(
         "--timeout",
@@ -52,8 +45,6 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     readiness.require_timeout(arguments.timeout)
     spec = launch_options.spec_from(arguments, os.environ)
-    if arguments.host_port is not None:
-        spec = dataclasses.replace(spec, host_port=arguments.host_port)
     driver = platforms.load(spec.platform)
     if arguments.dry_run:
         driver.check(spec)

@@ -31,6 +31,10 @@ class ToolError(Exception):
         self.fix = fix
         self.details = details
 
+    def __str__(self) -> str:
+        # Whoever passes an error on may add to its message what became of the thing.
+        return self.message
+
     def document(self) -> dict[str, Any]:
         """The JSON document that a script prints for this error."""
         return {"error": {"type": self.type, "message": self.message, "fix": self.fix, **self.details}}

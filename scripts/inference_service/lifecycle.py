@@ -207,10 +207,11 @@ def stop(entries: Sequence[ServiceEntry], registry: Registry) -> StopReport:
             failed[entry.job_id] = str(error)
 
     with ThreadPoolExecutor(_STOPPED_AT_A_TIME) as pool:
-        at_work = {pool.submit(_stop, entry): entry for entry in entries}
-        pending = dict(at_work)
+        pending: dict[Future[None], ServiceEntry] = {}
         try:
-            for future in as_completed(at_work):
+            with held_back():
+                pending.update({pool.submit(_stop, entry): entry for entry in entries})
+            for future in as_completed(list(pending)):
                 with held_back():
                     finish(pending.pop(future), future)
         except BaseException as interruption:
