@@ -2,11 +2,11 @@
 
 Byte for byte what `json.dumps` of the whole would give, in a few MiB of memory whatever the files' sizes. The exact
 length is known before the first byte, so it is sent with Content-Length: the services' servers take no chunked bodies.
+pybase64 encodes with the processor's vector instructions; the standard library's encoder would take most of the time.
 """
 
 from __future__ import annotations
 
-import binascii
 import json
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pybase64
+
 from inference_service.errors import ToolError
 
-# A multiple of 3, so that no piece but the last is padded; its encoded form is 1 MiB.
-_PIECE = 768 * 1024
+# A multiple of 3, so that no piece but the last is padded; its encoded form is 256 KiB.
+_PIECE = 192 * 1024
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _encoded(inlined: InlinedFile) -> Iterator[bytes]:
                 if not count:
                     raise _changed(inlined)
                 left -= count
-                yield binascii.b2a_base64(piece[:count], newline=False)
+                yield pybase64.b64encode(piece[:count])
             if file.read(1):
                 raise _changed(inlined)
     except OSError as error:
