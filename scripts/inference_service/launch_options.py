@@ -96,6 +96,8 @@ def spec_from(arguments: Namespace, environ: Mapping[str, str] = os.environ) -> 
     )
     spec = payload.build(wanted, refs, environ)
     _check_with_driver(spec)
+    if payload.model_is_in_the_image_alone(spec, refs, environ):
+        output.note(f"{spec.model_path} does not exist on this machine: it has to be in the image")
     if not getattr(arguments, "dry_run", False):
         named = [text for text in arguments.env if "=" not in text and text in spec.secret_env]
         secrets.read(named, environ)

@@ -89,6 +89,18 @@ def check(spec: LaunchSpec, refs: References, environ: Mapping[str, str] = os.en
     secrets.refuse_values(spec.to_json(), environ)
 
 
+def model_is_in_the_image_alone(spec: LaunchSpec, refs: References, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the model path is one of the container's, and nothing of this machine is there: a typing error, maybe."""
+    model = model_path.read(spec.model_path, refs.arch(spec.network_arch), refs)
+    here = platform_facts(spec.platform, refs).runs_on_this_machine(environ)
+    return (
+        model.is_file_path
+        and here
+        and mounts.host_path(spec.model_path, spec.mounts) is None
+        and not Path(model.text).exists()
+    )
+
+
 def platform_facts(platform: str, refs: References) -> PlatformFacts:
     """What service.yaml says of that platform.
 
@@ -172,10 +184,11 @@ def _check_env(spec: LaunchSpec, arch: Arch, facts: PlatformFacts, refs: Referen
 
 
 def _check_model_on_this_machine(spec: LaunchSpec, arch: Arch, facts: PlatformFacts) -> None:
-    # A path that no mount shows may be one inside the image, unless there is no image.
-    seen = Path(mounts.host_path(spec.model_path, spec.mounts) or spec.model_path)
+    shown = mounts.host_path(spec.model_path, spec.mounts)
+    seen = Path(shown or spec.model_path)
     if not seen.exists():
-        if not facts.containers:
+        # A path that no mount shows may be one inside the image, unless there is no image.
+        if shown or not facts.containers:
             raise BadInput("model_missing", f"model_path {seen} does not exist on this machine", "correct the path")
         return
     if seen.is_dir() != arch.model_path_is_folder:

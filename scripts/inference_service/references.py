@@ -52,7 +52,7 @@ class LocalProcess:
 
 @dataclass(frozen=True)
 class Weights:
-    """versions.yaml's weights.<name>: a model file in a wheel. Bytes and SHA-256 of the wheel, and of the file in it."""
+    """versions.yaml's weights.<name>: a model file in a wheel. Bytes and SHA-256 of the wheel and of the file in it."""
 
     model: str
     package: str
@@ -69,7 +69,7 @@ class Launch:
     """service.yaml's container_commands.<arch>: how its container is started.
 
     `style` is `job_json` (--job J --docker_env_vars E) or `flags`. `model_path` maps a protocol (`hf_model://`,
-    `claude://`, `absolute`) to what becomes of it: `as_is`, `repo_id` or `registered_key`. `local_process` is None where
+    `claude://`, `absolute`) to what becomes of it: as_is, repo_id or registered_key. `local_process` is None where
     the command's port cannot be chosen, so that it runs in a container only. `secret_env` is passed when it is set in
     the environment, `required_secret_env` (a part of it) must be.
     """
