@@ -27,6 +27,7 @@ State = dict[str, Any]
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # A program that rewrites the file in place, as the seed's snippets do, shows half of it for a moment.
 _HALF_WRITTEN_SECONDS = 0.25
+_LOOK_AGAIN_SECONDS = 0.02
 _OTHER_FILE = "or keep the registry elsewhere: export TAO_INF_MS_STATE_FILE=$HOME/tao-inf-ms-state.json"
 _REBUILD = "rebuild it from what runs: registry.py reconcile"
 
@@ -61,7 +62,7 @@ class RegistryFile:
             except ValueError as error:
                 if time.monotonic() > deadline:
                     raise self._moved_aside(error) from error
-                time.sleep(_HALF_WRITTEN_SECONDS / 10)
+                time.sleep(_LOOK_AGAIN_SECONDS)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,9 +117,12 @@ class RegistryFile:
                 handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
-            with os.fdopen(handle, "rb") as file:
+            try:
                 _require_ours(os.fstat(handle), self.path)
-                return file.read()
+                with os.fdopen(handle, "rb", closefd=False) as file:
+                    return file.read()
+            finally:
+                os.close(handle)
 
     def _acquired(self) -> int:
         while True:
@@ -217,7 +221,7 @@ def _not_ours(status: os.stat_result, file: Path) -> ToolError | None:
 
 
 def _problem(error: OSError, registry: Path) -> ToolError:
-    file = Path(os.fsdecode(error.filename)) if error.filename else registry
+    file = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | os.PathLike) else registry
     if error.errno == errno.ELOOP:
         return ToolError(
             "registry_is_symlink", f"{file} is a symbolic link", f"remove it, {_OTHER_FILE}", file=str(file)
@@ -234,8 +238,8 @@ def _problem(error: OSError, registry: Path) -> ToolError:
     if file == registry.parent or error.errno == errno.ENOTDIR:
         return ToolError(
             "registry_folder_unusable",
-            f"the folder {registry.parent} cannot be used: {error.strerror}",
-            f"make it a folder, {_OTHER_FILE}",
+            f"{registry.parent}, where {registry} should be, cannot be used: {error.strerror}",
+            f"make {registry.parent} a folder, {_OTHER_FILE}",
             file=str(registry),
         )
     return ToolError("registry_unusable", f"cannot use {file}: {error.strerror}", _OTHER_FILE, file=str(file))

@@ -50,8 +50,18 @@ def resolve_or_ask(snapshot: Snapshot, job_id: str | None = None, network_arch: 
         return resolve(snapshot, output.decide(open_question.needs)["job_id"], network_arch)
 
 
+def find(snapshot: Snapshot, job_id: str) -> ServiceEntry:
+    """The service with this job_id, which may be cut short after its first 8 characters, whatever its status.
+
+    Raises:
+        BadInput: there is none.
+        DecisionNeeded: several begin like this.
+    """
+    return snapshot.services.get(job_id) or _by_prefix(snapshot, job_id)
+
+
 def _named(snapshot: Snapshot, job_id: str, network_arch: str | None) -> ServiceEntry:
-    entry = snapshot.services.get(job_id) or _by_prefix(snapshot, job_id)
+    entry = find(snapshot, job_id)
     if network_arch and entry.network_arch != network_arch:
         raise BadInput(
             "network_arch_mismatch",
