@@ -100,5 +100,7 @@ class PortTaken(ToolError):
     """Somebody else bound the port between its being chosen and its being used; the starter chooses another."""
 
     def __init__(self, port: int) -> None:
-        super().__init__("port_taken", f"port {port} of this machine was taken by another program", "choose another with --host-port")
+        super().__init__(
+            "port_taken", f"port {port} of this machine was taken by another program", "choose another with --host-port"
+        )
         self.port = port
