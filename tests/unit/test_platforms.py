@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from support import SCRIPTS
+
 from inference_service import platforms
 from inference_service.errors import BadInput
-from support import SCRIPTS
 
 FROM_MANY_THREADS = """
 import sys
