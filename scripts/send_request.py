@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="T",
         action="append",
         required=True,
-        help="the text, - for standard input; several are joined")
+        help="the text, - for standard input; several are joined",
     )
     add("--system", metavar="T", help="the system prompt")
     for kind in ("image", "video"):
