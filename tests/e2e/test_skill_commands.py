@@ -24,7 +24,7 @@ def commands_of(page: Path) -> list[str]:
 
 
 def run_as_written(command: str) -> dict[str, object]:
-    """Run one of the page's commands from the skill's folder with this interpreter in the place of .venv's; its document."""
+    """Run one of the page's commands in the skill's folder, by this interpreter instead of .venv's; its document."""
     program, *arguments = shlex.split(command)
     assert program == ".venv/bin/python", command
     done = subprocess.run(
@@ -53,7 +53,7 @@ def test_the_commands_of_the_skill_start_ask_watch_and_stop(platform: str) -> No
     commands = [
         command
         for command in commands_of(SKILL / "SKILL.md")
-        if command.startswith(".venv/bin/python ") and ("--platform" not in command or f"--platform {platform}" in command)
+        if command.startswith(".venv/") and ("--platform" not in command or f"--platform {platform}" in command)
     ]
     done = []
     try:
