@@ -114,12 +114,15 @@ def _matches(selector: tuple[str, str], entry: ServiceEntry) -> bool:
 
 
 def _price(row: Mapping[str, Any], file: Path, number: int) -> GpuPrice:
+    # A number of YAML went through a binary fraction; its shortest spelling is what was written.
+    usd_per_gpu_hour = Decimal(str(row["usd_per_gpu_hour"]))
+    if not usd_per_gpu_hour.is_finite():
+        raise _broken(file, number, f"usd_per_gpu_hour: {usd_per_gpu_hour} is no price")
     selector = next(((field, row[field]) for field in SELECTORS if field in row), None)
     return GpuPrice(
         platform=row["platform"],
         selector=selector,
-        # A number of YAML went through a binary fraction; its shortest spelling is what was written.
-        usd_per_gpu_hour=Decimal(str(row["usd_per_gpu_hour"])),
+        usd_per_gpu_hour=usd_per_gpu_hour,
         effective_from=_moment(row["effective_from"], file, number),
         source=row["source"],
     )
