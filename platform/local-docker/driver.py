@@ -7,6 +7,7 @@ has a service is remembered with it: another DOCKER_HOST later does not make the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -233,7 +234,8 @@ def _remove(api: APIClient, container_id: str, stop_first: bool = True) -> None:
         if error.status_code != 409:
             raise
         # Another process is removing it right now.
-        api.wait(container_id, condition="removed")
+        with contextlib.suppress(NotFound):
+            api.wait(container_id, condition="removed")
 
 
 def _name_taken(api: APIClient, plan: container.Plan) -> ToolError:
@@ -255,9 +257,12 @@ def _inspect_or_none(api: APIClient, name_or_id: str) -> dict[str, Any] | None:
 
 
 def _docker_errors() -> tuple[type[Exception], ...]:
-    from docker.errors import DockerException
-    from requests.exceptions import RequestException
-
+    try:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+    except ImportError:
+        # The package is missing: what is being raised is the error that says so.
+        return ()
     return (DockerException, RequestException)
 
 

@@ -28,7 +28,6 @@ _NO_TOOLKIT = re.compile(
 )
 _NO_SUCH_GPU = re.compile(r"nvidia-container-cli: device error|unknown device|unresolvable CDI devices", re.IGNORECASE)
 _NO_NVIDIA_DRIVER = re.compile(r"nvidia-container-cli|libnvidia-ml", re.IGNORECASE)
-_NO_BASH = re.compile(r'exec: "?bash"?: executable file not found', re.IGNORECASE)
 _MOUNT_MISSING = re.compile(r"bind source path does not exist: (?P<path>.+)", re.IGNORECASE)
 _DISK_FULL = re.compile(r"no space left on device", re.IGNORECASE)
 _UNAUTHORIZED = re.compile(
@@ -66,12 +65,6 @@ def start_error(said: str, plan: Plan) -> ToolError:
         return BadInput("mount_not_found", f"the Docker machine has no {missing['path'].strip()}", "check --mount")
     if _DISK_FULL.search(said):
         return _disk_full(said)
-    if _NO_BASH.search(said):
-        return ToolError(
-            "image_without_bash",
-            f"the image {plan.image} has no bash, which the service's command is written for",
-            "use an image that has bash",
-        )
     if plan.gpus.count and (gpu_error := _gpu_error(said, plan)):
         return gpu_error
     return ToolError(

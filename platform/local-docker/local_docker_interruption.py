@@ -6,40 +6,35 @@ So such a request runs to its end; the interruption is raised after it, when wha
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 def uninterrupted(call: Callable[[], T]) -> T:
-    """The result of `call`, which always runs to its end.
+    """The result of `call`, which always runs to its end, however often Ctrl-C or TERM comes meanwhile.
 
     Raises:
-        The first KeyboardInterrupt or Terminated that came meanwhile, once it has ended; else whatever it raises.
+        KeyboardInterrupt, or what the program's handler of TERM raises, when one came; else what `call` raises.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
-    ended = threading.Event()
+    # Python runs signal handlers, and so raises KeyboardInterrupt, in the main thread alone.
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    with _held_back(signal.SIGTERM), _held_back(signal.SIGINT):
+        return call()
 
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
 
-    threading.Thread(target=run, name="docker-call", daemon=True).start()
-    interruption: BaseException | None = None
-    while not ended.is_set():
-        try:
-            ended.wait()
-        except BaseException as error:
-            interruption = interruption or error
-    if interruption is not None:
-        raise interruption
-    if errors:
-        raise errors[0]
-    return results[0]
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    came: list[int] = []
+    handler = signal.signal(number, lambda received, _frame: came.append(received))
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+        if came:
+            signal.raise_signal(number)
