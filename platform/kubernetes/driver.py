@@ -27,7 +27,7 @@ from inference_service.contracts import (
     StartedService,
     State,
 )
-from inference_service.errors import PortTaken, ToolError
+from inference_service.errors import BadInput, ToolError
 
 _STATUS_PATIENCE_SECONDS = 2.0
 _DRY_RUN_NAMESPACE = "default"
@@ -38,7 +38,8 @@ class Driver:
 
     name = clusters.PLATFORM
     options: tuple[PlatformOption, ...] = options.OPTIONS
-    needs_host_port = True
+    # A port-forward listens on any free port, and a Service has an address of its own.
+    needs_host_port = False
 
     def __init__(self) -> None:
         self._clusters: dict[Access, Cluster] = {}
@@ -105,12 +106,18 @@ class Driver:
         """Our services on the cluster that the environment names."""
         import kubernetes_discovery
 
-        return kubernetes_discovery.discover(self._cluster(clusters.find()))
+        from inference_service.registry import Registry
+
+        cluster = self._cluster(clusters.find())
+        registered = Registry().read().services.values()
+        known = [clusters.of_entry(entry.extras) for entry in registered if entry.platform == self.name]
+        namespaces = {access.namespace for access in known if access.same_cluster(cluster.access)}
+        return kubernetes_discovery.discover(cluster, sorted({cluster.access.namespace, *namespaces}))
 
     def reach(self, entry: ServiceEntry, report: Report) -> ServiceEntry:
         """The entry as it can be reached now.
 
-        A port-forward that died is opened again, once; an address that the load balancer had not given yet is asked for.
+        A port-forward that died is opened again, once; a load balancer's address that had not come yet is asked for.
         """
         import kubernetes_forward as forward
 
@@ -119,14 +126,12 @@ class Driver:
         remembered = forward.from_json(entry.extras.get(forward.FIELD))
         if remembered is not None and remembered.alive:
             return entry
-        found = forward.running(entry.job_id)
-        if not found:
-            found = [self._forward_again(entry)]
-            report(
-                Progress(
-                    "port-forward", f"the port-forward had ended; {entry.job_id} is forwarded again: {found[0].url}"
-                )
-            )
+        with forward.alone(entry.job_id):
+            found = forward.running(entry.job_id)
+            if not found:
+                found = [self._forward_again(entry)]
+                told = f"the port-forward of {entry.job_id} had ended and was opened again: {found[0].url}"
+                report(Progress("port-forward", told))
         extras = {**entry.extras, forward.FIELD: found[0].to_json()}
         return replace(entry, host_url=found[0].url, host_port=found[0].port, extras=extras)
 
@@ -135,9 +140,9 @@ class Driver:
 
         access = self._cluster_of(entry).access
         try:
-            listener = forward.listen(entry.host_port or 0)
-        except PortTaken:
-            listener = forward.listen(0)  # A stranger has it now; the registry will know the new one.
+            listener = forward.listen(entry.host_port)
+        except BadInput:
+            listener = forward.listen(None)  # A stranger has it now; the registry will know the new one.
         with listener:
             return forward.start(listener, access, entry.job_id, self._container_port(entry))
 

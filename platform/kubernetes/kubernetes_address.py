@@ -1,4 +1,4 @@
-"""Where a service answers: the load balancer's address or host name, a node's port, the Service's own address in the cluster."""
+"""Where a service answers: a load balancer's address or host name, a node's port, an address in the cluster."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def question_without_address(name: str, timeout: float) -> Need:
 
 
 def node_host(cluster: Cluster, chosen: str | None) -> str:
-    """The host of a node that NodePorts are reached by: the one chosen, else a ready node's external, else internal address.
+    """The host that NodePorts are reached by: the one chosen, else a ready node's external, else internal address.
 
     Raises:
         ToolError: no node has an address, or this account may not list nodes.

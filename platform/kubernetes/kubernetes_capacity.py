@@ -99,7 +99,7 @@ def refuse_too_large(found: Sequence[NodeGpus], num_gpus: int, selector: Mapping
     if most < num_gpus:
         raise ToolError(
             "gpu_capacity",
-            f"{num_gpus} GPU(s) were asked for, but no node{where} has more than {most}: the service would wait for ever",
+            f"{num_gpus} GPU(s) were asked for, but no node{where} has more than {most}: it would wait for ever",
             f"use --num-gpus {most}"
             if most
             else "kubectl describe nodes: does the NVIDIA device plugin run? If nodes are added on demand, " + wait,

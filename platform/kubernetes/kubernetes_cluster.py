@@ -46,6 +46,10 @@ class Access:
         """Whether this is a pod of the cluster."""
         return self.kubeconfig is None
 
+    def same_cluster(self, other: Access) -> bool:
+        """Whether only the namespace differs."""
+        return (self.context, self.kubeconfig) == (other.context, other.kubeconfig)
+
     def extras(self) -> dict[str, Any]:
         """What a registry entry remembers, so that a later command reaches the same cluster."""
         return {"namespace": self.namespace, "context": self.context, "kubeconfig": self.kubeconfig}
@@ -72,8 +76,10 @@ def package() -> Any:
 
 
 def find(context: str | None = None, namespace: str | None = None, environ: Mapping[str, str] = os.environ) -> Access:
-    """The cluster that the options and the environment name: `context`, TAO_K8S_CONTEXT, the kubeconfig's current context,
-    or, where there is no kubeconfig, the cluster whose pod this is.
+    """The cluster that the options and the environment name.
+
+    It is that of `context`, of TAO_K8S_CONTEXT or of the kubeconfig's current context; where there is no kubeconfig,
+    the one whose pod this is.
 
     Raises:
         BadInput: there is no such context.
@@ -86,7 +92,7 @@ def find(context: str | None = None, namespace: str | None = None, environ: Mapp
             raise ToolError(
                 "no_cluster",
                 "no kubeconfig was found: neither KUBECONFIG nor ~/.kube/config names a file that exists",
-                "export KUBECONFIG=/path/to/kubeconfig, or have your cluster's tool write it (kind, minikube, aws, gcloud, az)",
+                "export KUBECONFIG=/path/to/kubeconfig, or have your cluster's tool write one (kind, aws, gcloud, az)",
             )
         return Access(namespace or _namespace_of_this_pod())
     contexts = _contexts(kubeconfig, wanted)
@@ -95,11 +101,16 @@ def find(context: str | None = None, namespace: str | None = None, environ: Mapp
 
 
 def of_entry(extras: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Access:
-    """The access that `Access.extras` described; what is not there, or no longer exists, is found as `find` does."""
-    kubeconfig, context, namespace = (extras.get(name) for name in ("kubeconfig", "context", "namespace"))
+    """The access that `Access.extras` described, as far as it still exists.
+
+    A service whose start was killed is where its options say.
+    """
+    options = extras.get("platform_options") or {}
+    kubeconfig = extras.get("kubeconfig")
+    context, namespace = (extras.get(name) or options.get(name) for name in ("context", "namespace"))
     if kubeconfig and context and any(Path(file).exists() for file in str(kubeconfig).split(os.pathsep)):
         return Access(str(namespace or "default"), str(context), str(kubeconfig))
-    return find(None, str(namespace) if namespace else None, environ)
+    return find(context and str(context), namespace and str(namespace), environ)
 
 
 class Cluster:
@@ -196,7 +207,10 @@ class Cluster:
     def lines(
         self, call: Callable[..., Any], *arguments: Any, read_timeout: float | None, **options: Any
     ) -> Iterator[bytes]:
-        """The lines of an answer that goes on and on (a watch, a log), without their ends; raises the client's exceptions."""
+        """The lines, without their ends, of an answer that goes on and on (a watch, a log).
+
+        Raises the client's own exceptions.
+        """
         timeout = (_CONNECT_SECONDS, read_timeout or 10 * 365 * 86400)
         answer = call(*arguments, _preload_content=False, _request_timeout=timeout, **options)
         rest = b""
@@ -243,9 +257,10 @@ def _list_contexts(kubernetes: Any, kubeconfig: str) -> tuple[list[Any], Any]:
         return contexts, current
     except kubernetes.config.ConfigException:
         # It refuses a file that names no current context, which may still hold the one that was asked for.
-        from kubernetes.config.kube_config import KubeConfigMerger
+        from kubernetes.config import kube_config
 
-        return list(KubeConfigMerger(kubeconfig).config.value.get("contexts") or []), None
+        merged: Any = kube_config.KubeConfigMerger
+        return list(merged(kubeconfig).config.value.get("contexts") or []), None
 
 
 def _bad_kubeconfig(where: str, error: Exception) -> ToolError:

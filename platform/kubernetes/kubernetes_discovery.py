@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,20 +18,18 @@ from inference_service.errors import ToolError
 _ENDED = ("Complete", "Failed", "FailureTarget")
 
 
-def discover(cluster: Cluster) -> list[StartedService]:
-    """Every service of this registry that has not ended: in all namespaces, or, where this account may not look there,
-    in the context's own.
+def discover(cluster: Cluster, namespaces: Sequence[str]) -> list[StartedService]:
+    """Every service of this registry that has not ended.
+
+    It is looked for everywhere, or in `namespaces` where this account may not look elsewhere.
 
     Raises:
         ToolError: the cluster cannot be asked.
     """
-    services = {
-        (item["metadata"]["namespace"], item["metadata"]["name"]): item
-        for item in _everywhere(
-            cluster, cluster.core.list_service_for_all_namespaces, cluster.core.list_namespaced_service
-        )
-    }
-    jobs = _everywhere(cluster, cluster.batch.list_job_for_all_namespaces, cluster.batch.list_namespaced_job)
+    core, batch = cluster.core, cluster.batch
+    found = _everywhere(cluster, namespaces, core.list_service_for_all_namespaces, core.list_namespaced_service)
+    services = {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in found}
+    jobs = _everywhere(cluster, namespaces, batch.list_job_for_all_namespaces, batch.list_namespaced_job)
     return [
         _described(cluster, job, services.get((job["metadata"]["namespace"], job["metadata"]["name"])))
         for job in jobs
@@ -55,14 +53,17 @@ def url_of(cluster: Cluster, service: Mapping[str, Any] | None, node_address: st
         return ""
 
 
-def _everywhere(cluster: Cluster, list_all: Any, list_namespaced: Any) -> list[Mapping[str, Any]]:
+def _everywhere(
+    cluster: Cluster, namespaces: Sequence[str], list_all: Any, list_namespaced: Any
+) -> list[Mapping[str, Any]]:
     try:
         items: list[Mapping[str, Any]] = cluster.ask(list_all, label_selector=JOB_ID_LABEL)["items"]
+        return items
     except ToolError as error:
         if error.type != "kubernetes_forbidden":
             raise
-        items = cluster.ask(list_namespaced, cluster.access.namespace, label_selector=JOB_ID_LABEL)["items"]
-    return items
+    listed = [cluster.ask(list_namespaced, name, label_selector=JOB_ID_LABEL)["items"] for name in namespaces]
+    return [item for items in listed for item in items]
 
 
 def _described(cluster: Cluster, job: Mapping[str, Any], service: Mapping[str, Any] | None) -> StartedService:

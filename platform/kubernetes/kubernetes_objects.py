@@ -1,4 +1,4 @@
-"""The objects of one service, made from its launch spec alone: the Job, the Service, and the Secrets where there are any.
+"""The objects of one service, made from its launch spec alone: the Job, the Service, and the Secrets if any.
 
 They are JSON as the API takes it. Secrets are `${NAME}` here, for a dry run to show; their values join only in what
 `start` sends. All of them are owned by the Job, so that one delete takes all.
@@ -59,7 +59,7 @@ def pull_secret_name_of(job_id: str) -> str:
 
 
 def owner() -> str:
-    """Whose services these are: the registry's owner on this machine, because a cluster is shared by several machines."""
+    """Whose services these are: the registry's owner and this machine, because several machines share a cluster."""
     return f"{paths.registry_owner()}@{socket.gethostname()}"
 
 

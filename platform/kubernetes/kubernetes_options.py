@@ -1,4 +1,4 @@
-"""What a user may choose about a service on a cluster beyond the launch spec: parsed, and refused before the cluster is asked."""
+"""What a user may choose about a service on a cluster: parsed, and refused before the cluster is asked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference_service.errors import BadInput
 
 LOAD_BALANCER, NODE_PORT, CLUSTER_IP = "LoadBalancer", "NodePort", "ClusterIP"
 SERVICE_TYPES = (LOAD_BALANCER, NODE_PORT, CLUSTER_IP)
-PULL_SECRET_REGISTRY = "nvcr.io"
+NGC_REGISTRY = "nvcr.io"
 
 OPTIONS = (
     PlatformOption(
@@ -22,10 +22,16 @@ OPTIONS = (
     PlatformOption("namespace", "namespace (default: the context's own, else default)", metavar="NAME"),
     PlatformOption(
         "service-type",
-        "how the service is reached: LoadBalancer (an address from the cloud), NodePort (a port of the nodes), ClusterIP"
-        " (a port of this machine that is forwarded; directly from inside the cluster)",
+        "how the service is reached: LoadBalancer (an address from the cloud), NodePort (a port of the nodes),"
+        " ClusterIP (a port of this machine that is forwarded; directly from inside the cluster)",
         default=LOAD_BALANCER,
         choices=SERVICE_TYPES,
+    ),
+    PlatformOption(
+        "forward-port",
+        "ClusterIP: the port of this machine that is forwarded (default: a free one)",
+        type=int,
+        metavar="N",
     ),
     PlatformOption(
         "address-timeout", "seconds to wait for the load balancer's address", type=float, default=300.0, metavar="S"
@@ -94,6 +100,7 @@ class Settings:
     context: str | None
     namespace: str | None
     service_type: str
+    forward_port: int | None
     address_timeout: float
     node_address: str | None
     image_pull_secret: str | None
@@ -123,6 +130,7 @@ def settings(spec: LaunchSpec) -> Settings:
         context=given["context"] or None,
         namespace=_namespace(given["namespace"]),
         service_type=_service_type(given["service-type"]),
+        forward_port=_port(given["forward-port"]),
         address_timeout=_positive("address-timeout", given["address-timeout"]),
         node_address=_node_address(given["node-address"]),
         image_pull_secret=_name("image-pull-secret", given["image-pull-secret"]),
@@ -173,7 +181,7 @@ def registry_of(image: str) -> str:
 
 
 def _check_pull_secret(image: str, checked: Settings) -> None:
-    needs_one = registry_of(image) == PULL_SECRET_REGISTRY
+    needs_one = registry_of(image) == NGC_REGISTRY
     if checked.image_pull_secret and checked.create_image_pull_secret:
         raise BadInput(
             "two_image_pull_secrets",
@@ -183,8 +191,9 @@ def _check_pull_secret(image: str, checked: Settings) -> None:
     if checked.create_image_pull_secret and not needs_one:
         raise BadInput(
             "image_pull_secret_refused",
-            f"NGC_KEY is for {PULL_SECRET_REGISTRY}; it is not sent to {registry_of(image)}, which serves {image}",
-            f"kubectl create secret docker-registry NAME --docker-server={registry_of(image)} …, then --image-pull-secret NAME",
+            f"NGC_KEY is for {NGC_REGISTRY}; it is not sent to {registry_of(image)}, which serves {image}",
+            f"kubectl create secret docker-registry NAME --docker-server={registry_of(image)} …, then name it:"
+            " --image-pull-secret NAME",
         )
     if needs_one and not (checked.image_pull_secret or checked.create_image_pull_secret):
         raise BadInput(
@@ -233,6 +242,12 @@ def _positive(option: str, value: Any) -> float:
     if not (math.isfinite(number) and number > 0):
         raise _bad(option, str(value), "is not a positive number", f"for example --{option} 2")
     return number
+
+
+def _port(value: Any) -> int | None:
+    if value is not None and not 1 <= value <= 65535:
+        raise _bad("forward-port", str(value), "is not a port", "choose one from 1 to 65535, or leave it out")
+    return value if value is None else int(value)
 
 
 def _deadline(hours: Any) -> int | None:

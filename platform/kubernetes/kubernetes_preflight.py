@@ -11,7 +11,7 @@ from typing import Any
 
 import kubernetes_cluster as clusters
 from kubernetes_cluster import Access, Cluster
-from kubernetes_options import PULL_SECRET_REGISTRY
+from kubernetes_options import NGC_REGISTRY
 
 from inference_service.contracts import Check
 from inference_service.errors import BadInput, ToolError
@@ -142,7 +142,7 @@ def _gpus(cluster: Cluster) -> Check:
 
 
 def _pull_secret(cluster: Cluster, environ: Mapping[str, str] = os.environ) -> Check:
-    name = f"pulling from {PULL_SECRET_REGISTRY}"
+    name = f"pulling from {NGC_REGISTRY}"
     if environ.get(_NGC_KEY):
         return Check(name, True, f"{_NGC_KEY} is set: --create-image-pull-secret makes the Secret")
     selector = "type=kubernetes.io/dockerconfigjson"

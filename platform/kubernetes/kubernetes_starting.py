@@ -7,9 +7,7 @@ a start that is killed at any point leaves at most a Job that runs nothing and o
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -27,6 +25,7 @@ from kubernetes_options import CLUSTER_IP, LOAD_BALANCER, NODE_PORT, Settings
 from inference_service import output
 from inference_service.contracts import LaunchSpec, Progress, Report, StartedService
 from inference_service.errors import BadInput, DecisionNeeded, ToolError
+from inference_service.interruption import held_back
 
 _REMOVAL_SECONDS = 60.0
 _ASK_SECONDS = 0.2
@@ -38,7 +37,7 @@ def start(
     """Make the objects of one service and release its pod; where it answers is known when this returns.
 
     Raises:
-        PortTaken: the port that is to be forwarded was taken by another program.
+        BadInput: another program listens on the port that is to be forwarded.
         DecisionNeeded: the load balancer got no address, and nobody is at a terminal to be asked. Nothing is left.
         ToolError: anything else. Nothing is left, or the message says what is.
     """
@@ -49,7 +48,7 @@ def start(
     with contextlib.ExitStack() as stack:
         listener = None
         if settings.service_type == CLUSTER_IP and not access.in_cluster:
-            listener = stack.enter_context(forward.listen(_host_port(spec)))
+            listener = stack.enter_context(forward.listen(settings.forward_port))
         stack.enter_context(_undone_on_failure(cluster, spec.job_id, made))
         report(Progress("starting", f"Job {made.job['metadata']['name']} in the namespace {access.namespace}"))
         service = _create_all(cluster, made)
@@ -57,7 +56,7 @@ def start(
 
 
 def remove(cluster: Cluster, job_id: str, secrets: list[str]) -> None:
-    """Delete a service's Job with its pod (foreground: else pods stay), its Service and its Secrets, and wait until gone.
+    """Delete a service's Job with its pod (foreground: else pods stay), Service and Secrets, and wait until gone.
 
     Raises:
         ToolError: something is still there; the fix removes it.
@@ -69,11 +68,11 @@ def remove(cluster: Cluster, job_id: str, secrets: list[str]) -> None:
     for secret in secrets:
         cluster.ask_or_none(cluster.core.delete_namespaced_secret, secret, namespace)
     until = time.monotonic() + _REMOVAL_SECONDS
-    while _what_is_left(cluster, job_id):
+    while left := _what_is_left(cluster, job_id):
         if time.monotonic() > until:
             raise ToolError(
                 "not_removed",
-                f"after {_REMOVAL_SECONDS:g} s the {_what_is_left(cluster, job_id)} of {name} in the namespace {namespace} is still there",
+                f"the {left} of {name} in the namespace {namespace} is still there after {_REMOVAL_SECONDS:g} s",
                 f"kubectl -n {namespace} delete job,pod,service,secret -l tao-job-id={job_id}",
             )
         time.sleep(_ASK_SECONDS)
@@ -86,15 +85,7 @@ def _what_is_left(cluster: Cluster, job_id: str) -> str:
     return "pod" if kubernetes_status.pods_of(cluster, namespace, job_id) else ""
 
 
-def _host_port(spec: LaunchSpec) -> int:
-    if spec.host_port is None:
-        raise BadInput(
-            "no_host_port", f"no port of this machine was reserved for {spec.job_id}", "choose one with --host-port"
-        )
-    return spec.host_port
-
-
-def _create_all(cluster: Cluster, made: objects.Objects) -> Mapping[str, Any]:
+def _create_all(cluster: Cluster, made: objects.Objects) -> Any:
     """The Service as the cluster has it, after everything was made and the pod released."""
     namespace = cluster.access.namespace
     job = _create(cluster, cluster.batch.create_namespaced_job, cluster.batch.read_namespaced_job, made.job)
@@ -196,7 +187,7 @@ def _reached_otherwise(
     with contextlib.ExitStack() as stack:
         listener = None
         if not cluster.access.in_cluster:
-            listener = stack.enter_context(forward.listen(_host_port(spec)))
+            listener = stack.enter_context(forward.listen(settings.forward_port))
         return _reached(cluster, spec, settings, made, service, listener, None, report)
 
 
@@ -219,23 +210,10 @@ def _undone_on_failure(cluster: Cluster, job_id: str, made: objects.Objects) -> 
 
 def _undo(cluster: Cluster, job_id: str, secrets: list[str]) -> ToolError | None:
     """Remove what was made; the error when that failed."""
-    with _uninterrupted():
+    with held_back(deliver=False):
         try:
             forward.end_all(job_id, None)
             remove(cluster, job_id, secrets)
         except ToolError as error:
             return error
     return None
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C does not break into the clean-up that the first one started."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""What became of a service, read from its Job, its pods and their events, in the cluster's own words (facts: kubernetes)."""
+"""What became of a service: read from its Job, its pods and their events, in the cluster's own words."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from kubernetes_cluster import Cluster
 
 from inference_service.contracts import JOB_ID_LABEL, PlatformStatus, State
 
-# These never pass by themselves. Other pulls that fail are tried again by the cluster: a registry may be down for a while.
+# These never pass by themselves. Other pulls that fail are tried again by the cluster: a registry may be down.
 _NEVER = ("InvalidImageName", "ErrImageNeverPull")
 _PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError")
 _PULL_REFUSED = re.compile(
-    r"not found|unauthorized|authentication required|authorization failed|denied|forbidden|no basic auth|manifest unknown",
+    r"not found|unauthorized|authentication required|authorization failed|denied|forbidden|no basic auth|"
+    r"manifest unknown",
     re.IGNORECASE,
 )
 _NEVER_CREATED = re.compile(r"violates PodSecurity|admission webhook .* denied", re.IGNORECASE)
