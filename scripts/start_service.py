@@ -15,7 +15,10 @@ import time
 from typing import Any
 
 from inference_service import output, progress
+from inference_service.contracts import Progress
 from inference_service.errors import NotReady, ToolError
+
+_MOST_PORTS_LOST = 3
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,25 +60,34 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         }
 
     services = registry.Registry()
-    with progress.reporting(arguments.events) as report:
-        entry = lifecycle.start(spec, report, services)
-    try:
-        document = _document(entry)
-        if not arguments.events:
-            _say_started(document)
-        if arguments.no_wait:
-            lifecycle.require_alive(entry, driver)
-            return document | {"ready": False, "seconds": round(time.monotonic() - began, 2)}
+    lost_ports: set[int] = set()
+    while True:
         with progress.reporting(arguments.events) as report:
-            readiness.wait(entry, driver, arguments.timeout, report)
-        return document | {"ready": True, "seconds": round(time.monotonic() - began, 2)}
-    except NotReady as error:
-        error.message += "; it keeps running and is registered"
-        raise
-    except ToolError as error:
-        lifecycle.discard(entry, services, error)
-    except (KeyboardInterrupt, output.Terminated) as interruption:
-        raise lifecycle.keeps_running(interruption, entry) from None
+            entry = lifecycle.start(spec, report, services, lost_ports)
+        try:
+            document = _document(entry)
+            if not arguments.events:
+                _say_started(document)
+            if arguments.no_wait:
+                lifecycle.require_alive(entry, driver)
+            else:
+                with progress.reporting(arguments.events) as report:
+                    readiness.wait(entry, driver, arguments.timeout, report)
+            return document | {"ready": not arguments.no_wait, "seconds": round(time.monotonic() - began, 2)}
+        except NotReady as error:
+            error.message += "; it keeps running and is registered"
+            raise
+        except ToolError as error:
+            gone = lifecycle.discard(entry, services, error)
+            if not gone or spec.host_port is not None or not lifecycle.lost_its_port(entry, error):
+                raise
+            if len(lost_ports) == _MOST_PORTS_LOST:
+                raise
+            lost_ports.add(entry.host_port or 0)
+            with progress.reporting(arguments.events) as report:
+                report(Progress("starting", f"another program took port {entry.host_port} first: starting on another"))
+        except (KeyboardInterrupt, output.Terminated) as interruption:
+            raise lifecycle.keeps_running(interruption, entry) from None
 
 
 def _document(entry: Any) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Driver:
             raise BadInput("job_id_in_use", f"the service {spec.job_id} runs already", "build another launch spec")
         if not ports.can_bind(spec.host_port, environment.HOST):
             raise PortTaken(spec.host_port)
-        report(Progress("starting", f"{_command(spec)[0]} as process of this machine, port {spec.host_port}"))
+        report(Progress("starting", f"{spec.network_arch} as a process of this machine, port {spec.host_port}"))
         try:
             child = _spawn(spec, environ)
         except BaseException as error:
