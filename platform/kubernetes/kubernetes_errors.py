@@ -36,6 +36,12 @@ def is_passing(error: BaseException) -> bool:
     return status in _PASSING
 
 
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether the API server has said no for certain, and so has changed nothing."""
+    status = status_of(error) if error is not None else None
+    return status is not None and 400 <= status < 500
+
+
 def retry_after(error: BaseException) -> float | None:
     """The seconds that the API server wants us to wait, where it says so."""
     value = (getattr(error, "headers", None) or {}).get("Retry-After", "")

@@ -18,7 +18,7 @@ from typing import Any
 
 from kubernetes_options import Settings, registry_of
 
-from inference_service import paths
+from inference_service import paths, references
 from inference_service.contracts import JOB_ID_LABEL, MODEL_PATH_LABEL, NETWORK_ARCH_LABEL, REGISTRY_LABEL, LaunchSpec
 
 GPU = "nvidia.com/gpu"
@@ -131,6 +131,9 @@ def _job(spec: LaunchSpec, settings: Settings, namespace: str, secrets_made: lis
         pod["tolerations"] = tolerations
     pod["volumes"][0]["emptyDir"]["sizeLimit"] = settings.shm_size
     container = pod["containers"][0]
+    if _is_built_here(spec.image):
+        # Nobody's registry serves it: on a public one the name could be anybody's.
+        container["imagePullPolicy"] = "Never"
     container |= {
         "image": spec.image,
         "command": ["bash", "-c", _literal(spec.command)],
@@ -150,6 +153,11 @@ def tolerations_of(spec: LaunchSpec, settings: Settings) -> list[dict[str, str]]
 def gpu_toleration() -> dict[str, str]:
     """The toleration of the taint that GPU nodes usually have."""
     return dict(_templates()["gpu_toleration"])
+
+
+def _is_built_here(image: str) -> bool:
+    images = references.load().images
+    return any(images.pins.get(key) == image for key in images.built_here)
 
 
 def _metadata(spec: LaunchSpec, settings: Settings, namespace: str, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import kubernetes_address as address
@@ -49,9 +49,9 @@ def start(
         listener = None
         if settings.service_type == CLUSTER_IP and not access.in_cluster:
             listener = stack.enter_context(forward.listen(settings.forward_port))
-        stack.enter_context(_undone_on_failure(cluster, spec.job_id, made))
+        attempt = stack.enter_context(_undone_on_failure(cluster, spec.job_id, made))
         report(Progress("starting", f"Job {made.job['metadata']['name']} in the namespace {access.namespace}"))
-        service = _create_all(cluster, made)
+        service = _create_all(cluster, made, attempt)
         return _reached(cluster, spec, settings, made, service, listener, node_host, report)
 
 
@@ -85,10 +85,23 @@ def _what_is_left(cluster: Cluster, job_id: str) -> str:
     return "pod" if kubernetes_status.pods_of(cluster, namespace, job_id) else ""
 
 
-def _create_all(cluster: Cluster, made: objects.Objects) -> Any:
+@dataclass
+class _Attempt:
+    """Whether the cluster may have something of this start."""
+
+    left_something: bool = False
+
+
+def _create_all(cluster: Cluster, made: objects.Objects, attempt: _Attempt) -> Any:
     """The Service as the cluster has it, after everything was made and the pod released."""
     namespace = cluster.access.namespace
-    job = _create(cluster, cluster.batch.create_namespaced_job, cluster.batch.read_namespaced_job, made.job)
+    attempt.left_something = True
+    try:
+        job = _create(cluster, cluster.batch.create_namespaced_job, cluster.batch.read_namespaced_job, made.job)
+    except ToolError as error:
+        # A plain no leaves nothing that would have to be removed, perhaps without the right to. Silence may be a yes.
+        attempt.left_something = not kubernetes_errors.is_refusal(error.__cause__)
+        raise
     for secret in made.secrets:
         _create(cluster, cluster.core.create_namespaced_secret, None, objects.owned_by(secret, job))
     create, read = cluster.core.create_namespaced_service, cluster.core.read_namespaced_service
@@ -192,10 +205,13 @@ def _reached_otherwise(
 
 
 @contextlib.contextmanager
-def _undone_on_failure(cluster: Cluster, job_id: str, made: objects.Objects) -> Iterator[None]:
+def _undone_on_failure(cluster: Cluster, job_id: str, made: objects.Objects) -> Iterator[_Attempt]:
+    attempt = _Attempt()
     try:
-        yield
+        yield attempt
     except BaseException as error:
+        if not attempt.left_something:
+            raise
         left = _undo(cluster, job_id, [secret["metadata"]["name"] for secret in made.secrets])
         if not left:
             raise

@@ -114,6 +114,8 @@ def _waiting(waiting: Mapping[str, Any]) -> PlatformStatus:
     refused = reason in _PULLING and _PULL_REFUSED.search(message)
     if refused:
         told += " (check the image's name, and --image-pull-secret)"
+    if reason == "ErrImageNeverPull":
+        told += " (no registry serves it: load it into the nodes, or push it to yours and name it by IMAGE_<KEY>)"
     if reason in ("ContainerCreating", "PodInitializing"):
         return PlatformStatus(State.PENDING)
     return PlatformStatus(State.FAILED if refused or reason in _NEVER else State.PENDING, told)
