@@ -120,13 +120,13 @@ def test_a_start_that_fails_half_way_leaves_nothing(
 def test_a_watch_that_is_too_old_or_drops_does_not_cost_the_port_forward(
     driver: Driver, proxy: FaultProxy, namespace: Namespace
 ) -> None:
-    gone = proxy.add(Fault("GET", r"/jobs\?.*watch=True", "gone", times=2))
-    dropped = proxy.add(Fault("GET", r"/jobs\?.*watch=True", "dropped", times=1))
+    gone = proxy.add(Fault("GET", r"/jobs\?.*watch=true", "gone", times=2))
+    dropped = proxy.add(Fault("GET", r"/jobs\?.*watch=true", "dropped", times=1))
     entry = entry_of(driver.start(launch_spec(), silent))
     eventually(lambda: gone.hits == 2 and dropped.hits == 1, timeout=30)
     eventually(lambda: answers(entry), timeout=60)
     assert psutil.pid_exists(entry.extras["port_forward"]["pid"])
-    eventually(lambda: proxy.count("GET", r"/jobs\?.*watch=True") >= 4, timeout=40)
+    eventually(lambda: proxy.count("GET", r"/jobs\?.*watch=true") >= 4, timeout=40)
     delete = namespace.cluster.batch.delete_namespaced_job
     namespace.cluster.ask(delete, entry.platform_job_id, namespace.name, body={"propagationPolicy": "Foreground"})
     eventually(lambda: not forward.running(entry.job_id), timeout=30)

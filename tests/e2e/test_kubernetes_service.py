@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +66,13 @@ def answer(entry: ServiceEntry, path: str = "/") -> str:
     return eventually(get, timeout=60)
 
 
+def listening(port: int | None) -> socket.socket | None:
+    try:
+        return forward.listen(port)
+    except BadInput:
+        return None
+
+
 def output_of(driver: Driver, **changes: Any) -> list[str]:
     """What a container prints that only runs a command."""
     entry = entry_of(driver.start(launch_spec(**changes), silent))
@@ -97,11 +106,10 @@ def test_one_delete_of_the_job_takes_all_and_the_port_forward_ends_by_itself(
     monkeypatch.setenv("HF_TOKEN", "hf_planted_secret")
     entry = entry_of(driver.start(launch_spec(secret_env=("HF_TOKEN",)), silent))
     answer(entry)
-    pid = entry.extras["port_forward"]["pid"]
     delete = namespace.cluster.batch.delete_namespaced_job
     namespace.cluster.ask(delete, entry.platform_job_id, namespace.name, body={"propagationPolicy": "Foreground"})
     eventually(lambda: namespace.left() == {}, timeout=60)
-    eventually(lambda: not psutil.pid_exists(pid), timeout=30)
+    eventually(lambda: not forward.running(entry.job_id), timeout=30)
     assert driver.status(entry).state is State.EXITED
 
 
@@ -145,7 +153,7 @@ def test_a_port_that_a_stranger_took_meanwhile_is_left_to_him(driver: Driver, na
     answer(entry)
     psutil.Process(entry.extras["port_forward"]["pid"]).kill()
     eventually(lambda: not forward.running(entry.job_id))
-    with forward.listen(entry.host_port):
+    with eventually(lambda: listening(entry.host_port)):
         again = driver.reach(entry, silent)
     assert again.host_port != entry.host_port
     assert "Directory listing" in answer(again)
@@ -250,7 +258,8 @@ def test_a_pod_has_no_privilege_no_token_and_the_memory_that_was_asked_for(
     driver: Driver, namespace: Namespace
 ) -> None:
     command = (
-        "umask 0 && grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; ls /var/run/secrets 2>&1; df -k /dev/shm | tail -1;"
+        "umask 0 && grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; ls /var/run/secrets 2>&1;"
+        " df -k /dev/shm | tail -1;"
         " env | grep -c SERVICE_HOST; echo $$ '$(HOSTNAME)' \"$LITERAL\""
     )
     options = {"service-type": "ClusterIP", "shm-size": "64m"}
@@ -267,6 +276,7 @@ def test_a_pod_has_no_privilege_no_token_and_the_memory_that_was_asked_for(
 def test_a_path_of_the_node_is_seen_by_the_container(driver: Driver, namespace: Namespace, tmp_path: Path) -> None:
     need_engine("kubernetes-local", is_local(), "the cluster's nodes do not see this machine's files")
     (tmp_path / "checkpoint").write_text("weights")
+    tmp_path.chmod(0o755)
     mounts = (Mount(str(tmp_path), "/ckpt"),)
     lines = output_of(driver, command="cat /ckpt/checkpoint; touch /ckpt/x 2>&1", mounts=mounts)
     assert lines[0].startswith("weights")
@@ -336,7 +346,7 @@ def test_a_server_that_crashes_is_failed_with_its_exit_status_and_log(driver: Dr
     assert status.state is State.FAILED
     assert "exit status 3" in status.reason
     assert list(driver.logs(entry, 5, False)) == ["out of memory"]
-    assert driver.discover() == []
+    eventually(lambda: driver.discover() == [])
     driver.stop(entry)
 
 
@@ -385,8 +395,6 @@ def test_services_are_discovered_by_their_marks_and_those_of_others_are_not(
 def test_stop_ends_the_server_without_waiting_for_the_grace_period(driver: Driver, namespace: Namespace) -> None:
     entry = entry_of(driver.start(launch_spec(command=f"{SERVE.replace('exec ', '')}; true"), silent))
     answer(entry)
-    import time
-
     began = time.monotonic()
     driver.stop(entry)
     assert time.monotonic() - began < 8
@@ -470,9 +478,7 @@ def test_another_current_context_does_not_make_a_service_look_gone(
 ) -> None:
     entry = entry_of(driver.start(launch_spec(), silent))
     running(driver, entry)
-    elsewhere = json.loads(
-        json.dumps({"apiVersion": "v1", "kind": "Config", "contexts": [], "clusters": [], "users": []})
-    )
+    elsewhere = {"apiVersion": "v1", "kind": "Config", "contexts": [], "clusters": [], "users": []}
     (tmp_path / "elsewhere").write_text(json.dumps(elsewhere))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "elsewhere"))
     assert driver.status(entry).state is State.RUNNING
