@@ -106,13 +106,14 @@ class Driver:
         """Our services on the cluster that the environment names."""
         import kubernetes_discovery
 
-        from inference_service.registry import Registry
+        from inference_service.registry import STARTING, Registry
 
         cluster = self._cluster(clusters.find())
-        registered = Registry().read().services.values()
-        known = [clusters.of_entry(entry.extras) for entry in registered if entry.platform == self.name]
+        registered = [entry for entry in Registry().read().services.values() if entry.platform == self.name]
+        known = [clusters.of_entry(entry.extras) for entry in registered]
         namespaces = {access.namespace for access in known if access.same_cluster(cluster.access)}
-        return kubernetes_discovery.discover(cluster, sorted({cluster.access.namespace, *namespaces}))
+        starting = {entry.job_id for entry in registered if entry.status == STARTING}
+        return kubernetes_discovery.discover(cluster, sorted({cluster.access.namespace, *namespaces}), starting)
 
     def reach(self, entry: ServiceEntry, report: Report) -> ServiceEntry:
         """The entry as it can be reached now.

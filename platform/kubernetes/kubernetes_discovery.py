@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,11 @@ from inference_service.errors import ToolError
 _ENDED = ("Complete", "Failed", "FailureTarget")
 
 
-def discover(cluster: Cluster, namespaces: Sequence[str]) -> list[StartedService]:
+def discover(cluster: Cluster, namespaces: Sequence[str], starting: Collection[str]) -> list[StartedService]:
     """Every service of this registry that has not ended.
 
-    It is looked for everywhere, or in `namespaces` where this account may not look elsewhere.
+    It is looked for everywhere, or in `namespaces` where this account may not look elsewhere. Of those that are
+    `starting` (job_ids), one whose pod was not released yet is not a service: its starter releases or removes it.
 
     Raises:
         ToolError: the cluster cannot be asked.
@@ -33,7 +34,7 @@ def discover(cluster: Cluster, namespaces: Sequence[str]) -> list[StartedService
     return [
         _described(cluster, job, services.get((job["metadata"]["namespace"], job["metadata"]["name"])))
         for job in jobs
-        if objects.is_ours(job) and not _has_ended(job)
+        if objects.is_ours(job) and not _has_ended(job) and not _is_unfinished(job, starting)
     ]
 
 
@@ -92,6 +93,10 @@ def _described(cluster: Cluster, job: Mapping[str, Any], service: Mapping[str, A
         started_at=metadata["creationTimestamp"],
         extras=extras,
     )
+
+
+def _is_unfinished(job: Mapping[str, Any], starting: Collection[str]) -> bool:
+    return bool(job["spec"].get("suspend")) and job["metadata"]["labels"][JOB_ID_LABEL] in starting
 
 
 def _has_ended(job: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """A proxy in front of a real API server that answers wrongly when it is told to.
 
-What it makes up follows Kubernetes' API conventions: errors are Status objects, 429 carries Retry-After, a watch that is
-too old ends with an ERROR event of code 410. All else passes unchanged, watches and port-forwards included.
+What it makes up follows Kubernetes' API conventions: errors are Status objects, 429 carries Retry-After, a watch that
+is too old ends with an ERROR event of code 410. All else passes unchanged, watches and port-forwards included.
 """
 
 from __future__ import annotations
