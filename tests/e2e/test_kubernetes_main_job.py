@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -245,17 +246,22 @@ def test_the_scripts_work_inside_a_pod_with_exactly_the_rights_that_the_skill_li
     cluster.ask(core.create_namespaced_service_account, namespace.name, {"metadata": {"name": "starter"}})
     bind(namespace, "starter", needed_rights())
     run = "python3 /skill/scripts"
+    # With a dockerd beside it, pods of a one-node cluster do not reach each other by cluster addresses: that one is
+    # only started; the other is asked through the node's port.
     script = (
-        f"{run}/start_service.py {' '.join(FORWARDED)} && {run}/send_request.py --accept-defaults"
-        f" --set temperature=0 --prompt 'What is the capital of France?' && {run}/stop_service.py --all"
+        f"{run}/start_service.py {' '.join(FORWARDED)} --no-wait && {run}/stop_service.py --all &&"
+        f" {run}/start_service.py {' '.join(START)} --service-type NodePort --node-address $NODE &&"
+        f" {run}/send_request.py --accept-defaults --set temperature=0 --prompt 'What is the capital of France?' &&"
+        f" {run}/stop_service.py --all"
     )
+    node = {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
     mounts = {"skill": SKILL, "packages": Path(sysconfig.get_path("purelib"))}
     container = {
         "name": "starter",
         "image": IMAGE,
         "imagePullPolicy": "IfNotPresent",
         "command": ["bash", "-c", script],
-        "env": [{"name": "PYTHONPATH", "value": "/packages"}, {"name": "HOME", "value": "/tmp"}],
+        "env": [{"name": "PYTHONPATH", "value": "/packages"}, {"name": "HOME", "value": "/tmp"}, node],
         "volumeMounts": [{"name": name, "mountPath": f"/{name}", "readOnly": True} for name in mounts],
     }
     spec = {
@@ -273,6 +279,7 @@ def test_the_scripts_work_inside_a_pod_with_exactly_the_rights_that_the_skill_li
     ended = eventually(phase, timeout=120)
     log = core.read_namespaced_pod_log("starter", namespace.name)
     assert ended == "Succeeded", log
+    assert re.search(r'"host_url": "http://10\.\d+\.\d+\.\d+:8080"', log)
     assert "Paris" in log
     assert '"stopped": [' in log
     assert namespace.left() == {}
