@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kubernetes_cluster import Cluster
@@ -102,7 +102,7 @@ def node_host(cluster: Cluster, chosen: str | None) -> str:
     return host
 
 
-def best_node_address(nodes: list[Mapping[str, Any]]) -> str | None:
+def best_node_address(nodes: Sequence[Mapping[str, Any]]) -> str | None:
     """The external address of the first ready node that has one, else an internal one."""
     for kind in ("ExternalIP", "ExternalDNS", "InternalIP", "Hostname"):
         for node in nodes:

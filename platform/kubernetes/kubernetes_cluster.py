@@ -95,8 +95,7 @@ def find(context: str | None = None, namespace: str | None = None, environ: Mapp
                 "export KUBECONFIG=/path/to/kubeconfig, or have your cluster's tool write one (kind, aws, gcloud, az)",
             )
         return Access(namespace or _namespace_of_this_pod())
-    contexts = _contexts(kubeconfig, wanted)
-    name, details = contexts
+    name, details = _contexts(kubeconfig, wanted)
     return Access(namespace or details.get("namespace") or "default", name, kubeconfig)
 
 
@@ -128,7 +127,7 @@ class Cluster:
                 kubernetes.config.load_kube_config(
                     config_file=access.kubeconfig, context=access.context, client_configuration=configuration
                 )
-        except (kubernetes.config.ConfigException, OSError, ValueError) as error:
+        except Exception as error:  # whatever its parsers and credential plugins come up with
             raise _bad_kubeconfig(access.kubeconfig or "in-cluster configuration", error) from error
         # Whether and how long to try again is decided here, for every kind of call alike.
         configuration.retries = False
@@ -235,32 +234,34 @@ def _kubeconfig(environ: Mapping[str, str]) -> str | None:
 
 
 def _contexts(kubeconfig: str, wanted: str | None) -> tuple[str, Mapping[str, Any]]:
-    kubernetes = package()
-    try:
-        contexts, current = _list_contexts(kubernetes, kubeconfig)
-    except (kubernetes.config.ConfigException, OSError, ValueError, TypeError) as error:
-        raise _bad_kubeconfig(kubeconfig, error) from error
-    by_name = {item["name"]: item.get("context") or {} for item in contexts}
-    name = wanted or (current or {}).get("name")
+    by_name: dict[str, Mapping[str, Any]] = {}
+    current = None
+    for file in kubeconfig.split(os.pathsep):
+        document = _parsed(file)
+        current = current or document.get("current-context")
+        for item in document.get("contexts") or ():
+            # As kubectl merges them: the first file that has a name wins.
+            by_name.setdefault(str(item["name"]), item.get("context") or {})
+    name = wanted or current
     if name not in by_name:
         raise BadInput(
             "unknown_context",
             f"{kubeconfig} has no context {name!r}" if name else f"{kubeconfig} has no current context",
             f"choose one with --context or {CONTEXT_ENV}: {', '.join(sorted(by_name)) or 'it has none'}",
         )
-    return str(name), by_name[name]
+    return name, by_name[name]
 
 
-def _list_contexts(kubernetes: Any, kubeconfig: str) -> tuple[list[Any], Any]:
+def _parsed(file: str) -> Mapping[str, Any]:
+    import yaml
+
     try:
-        contexts, current = kubernetes.config.list_kube_config_contexts(kubeconfig)
-        return contexts, current
-    except kubernetes.config.ConfigException:
-        # It refuses a file that names no current context, which may still hold the one that was asked for.
-        from kubernetes.config import kube_config
-
-        merged: Any = kube_config.KubeConfigMerger
-        return list(merged(kubeconfig).config.value.get("contexts") or []), None
+        document = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _bad_kubeconfig(file, error) from error
+    if not isinstance(document, Mapping):
+        raise _bad_kubeconfig(file, ValueError("it is no kubeconfig"))
+    return document
 
 
 def _bad_kubeconfig(where: str, error: Exception) -> ToolError:

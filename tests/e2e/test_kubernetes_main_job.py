@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -154,18 +154,16 @@ KILL_POINTS = ("at once", "reserved", "job made", "released", "registered")
 
 @pytest.mark.parametrize("point", KILL_POINTS)
 def test_kill_9_of_start_service_loses_and_orphans_nothing(namespace: Namespace, tmp_path: Path, point: str) -> None:
-    def reached() -> bool:
-        return {
-            "at once": lambda: True,
-            "reserved": lambda: bool(services()),
-            "job made": lambda: bool(namespace.get("jobs")),
-            "released": lambda: any(not job["spec"].get("suspend") for job in namespace.get("jobs")),
-            "registered": lambda: any(entry["status"] == "running" for entry in services().values()),
-        }[point]()
-
+    reached: dict[str, Callable[[], bool]] = {
+        "at once": lambda: True,
+        "reserved": lambda: bool(services()),
+        "job made": lambda: bool(namespace.get("jobs")),
+        "released": lambda: any(not job["spec"].get("suspend") for job in namespace.get("jobs")),
+        "registered": lambda: any(entry["status"] == "running" for entry in services().values()),
+    }
     command = [sys.executable, str(SCRIPTS / "start_service.py"), *FORWARDED]
     starter = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    eventually(reached, timeout=60, every=0.002)
+    eventually(reached[point], timeout=60, every=0.002)
     starter.send_signal(signal.SIGKILL)
     starter.communicate()
 

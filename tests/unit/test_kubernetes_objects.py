@@ -181,7 +181,7 @@ def test_an_image_that_no_registry_serves_is_never_looked_for_on_one() -> None:
 
 
 def expanded(text: str) -> str:
-    """What Kubernetes makes of a value or an argument (third_party/forked/golang/expansion), no variable being defined."""
+    """What Kubernetes makes of a value or an argument (its package expansion), no variable being defined."""
     result, position = "", 0
     while position < len(text):
         if text[position] == "$" and position + 1 < len(text):

@@ -85,10 +85,8 @@ def test_what_has_no_meaning_is_refused_with_its_name_and_a_fix(given: dict[str,
     with pytest.raises(BadInput) as refused:
         settings(image=NGC_IMAGE, **given)
     assert refused.value.fix
-    value = next(iter(given))
-    assert (
-        value.replace("_", "-") in refused.value.message or value.replace("_", "-") in refused.value.type + "none-such"
-    )
+    option = next(iter(given)).replace("_", "-")
+    assert option in refused.value.message
 
 
 def test_an_image_of_ngc_needs_a_pull_secret() -> None:
@@ -99,7 +97,7 @@ def test_an_image_of_ngc_needs_a_pull_secret() -> None:
 
 
 def test_the_ngc_key_is_sent_to_no_other_registry() -> None:
-    with pytest.raises(BadInput, match="is not sent to evil.example"):
+    with pytest.raises(BadInput, match="is not sent to evil"):
         settings(image="evil.example/nvcr.io/x:1", create_image_pull_secret=True)
 
 
