@@ -146,6 +146,27 @@ def test_an_interruption_while_waiting_leaves_it_running_registered_and_said(
     assert processes()
 
 
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.4, 0.6])
+def test_interrupted_twice_at_any_moment_the_registry_tells_what_runs_and_a_document_is_printed(
+    delay: float, service: InnerCommand
+) -> None:
+    service.behave("--load-seconds", "60")
+    starter = spawn("start_service", *START)
+    time.sleep(delay)
+    starter.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    starter.send_signal(signal.SIGINT)
+    stdout, stderr = starter.communicate(timeout=30)
+    running = {process.environ()["TAO_JOB_ID"] for process in processes()}
+    assert {job_id: entry["status"] for job_id, entry in services().items()} == dict.fromkeys(running, "running")
+    if starter.returncode == -signal.SIGINT or "Traceback" in stderr:
+        assert not running, "interrupted before the program itself had begun, and yet something runs"
+        return
+    error = one_document(stdout)["error"]
+    assert (starter.returncode, error["type"]) == (130, "interrupted")
+    assert all(job_id in error["message"] for job_id in running)
+
+
 @pytest.mark.parametrize("point", ["at once", "reserved", "process runs", "registered", "waiting"])
 def test_kill_9_of_a_start_loses_and_orphans_nothing(point: str, service: InnerCommand) -> None:
     service.behave("--load-seconds", "1.5")
