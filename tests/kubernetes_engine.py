@@ -11,10 +11,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import requests
 import yaml
 from support import eventually, need_engine
 
-from inference_service.contracts import LaunchSpec, Progress, ServiceEntry, StartedService
+from inference_service.contracts import (
+    Driver,
+    LaunchSpec,
+    PlatformStatus,
+    Progress,
+    ServiceEntry,
+    StartedService,
+    State,
+)
 
 LOCAL_STATE = Path("/var/lib/e2e-kubernetes")
 """Where the cluster that runs on this very machine keeps its state: its node sees this machine's files."""
@@ -204,3 +213,23 @@ def need_gpus(namespace: Namespace, at_least: int = 1) -> int:
     most = max(int(node["status"]["allocatable"].get(GPU, 0)) for node in nodes)
     need_engine("kubernetes", most >= at_least, f"no node advertises {at_least} {GPU}")
     return most
+
+
+def running(driver: Driver, entry: ServiceEntry) -> None:
+    eventually(lambda: driver.status(entry).state is State.RUNNING, timeout=60)
+
+
+def told(driver: Driver, entry: ServiceEntry, words: str) -> PlatformStatus:
+    """The status, once its reason has these words."""
+    return eventually(lambda: found if words in (found := driver.status(entry)).reason else None, timeout=60)
+
+
+def answer(entry: ServiceEntry, path: str = "/") -> str:
+    def get() -> str | None:
+        try:
+            response = requests.get(entry.host_url + path, timeout=5)
+        except requests.RequestException:
+            return None
+        return response.text if response.ok else None
+
+    return eventually(get, timeout=60)

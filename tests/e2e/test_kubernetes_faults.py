@@ -12,7 +12,7 @@ import pytest
 import requests
 import yaml
 from doubles.fault_proxy import Fault, FaultProxy
-from kubernetes_engine import Namespace, entry_of, kubeconfig, launch_spec, own_namespace, silent, written
+from kubernetes_engine import Namespace, entry_of, kubeconfig, launch_spec, silent, written
 from support import eventually, need_engine
 
 from inference_service import platforms
@@ -20,14 +20,6 @@ from inference_service.contracts import Driver, ServiceEntry, State
 from inference_service.errors import ToolError
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
-
-
-@pytest.fixture
-def namespace(tmp_path: Path) -> Iterator[Namespace]:
-    with own_namespace(tmp_path) as made:
-        yield made
-        for job in made.get("jobs"):
-            forward.end_all(job["metadata"]["labels"]["tao-job-id"], None)
 
 
 @pytest.fixture

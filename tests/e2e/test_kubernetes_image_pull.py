@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from doubles import private_registry
-from kubernetes_engine import LOCAL_STATE, Namespace, entry_of, is_local, launch_spec, own_namespace, silent
-from support import eventually, need_engine
+from kubernetes_engine import LOCAL_STATE, Namespace, entry_of, is_local, launch_spec, running, silent, told
+from support import need_engine
 
 from inference_service import platforms
 from inference_service.contracts import Driver, State
@@ -18,13 +18,6 @@ from inference_service.contracts import Driver, State
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.xdist_group("private-registry")]
 
 WAIT = "umask 0 && exec sleep 600"
-
-
-@pytest.fixture
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
-    with own_namespace(tmp_path) as made:
-        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
-        yield made
 
 
 @pytest.fixture
@@ -39,9 +32,8 @@ def test_an_image_that_needs_a_secret_fails_at_once_without_and_runs_with_it(
     driver: Driver, namespace: Namespace
 ) -> None:
     entry = entry_of(driver.start(launch_spec(image=private_registry.IMAGE, command=WAIT), silent))
-    status = eventually(lambda: status if (status := driver.status(entry)).dead else None, timeout=60)
+    status = told(driver, entry, "ErrImagePull")
     assert status.state is State.FAILED
-    assert "ErrImagePull" in status.reason
     assert "--image-pull-secret" in status.reason
     driver.stop(entry)
 
@@ -56,7 +48,7 @@ def test_an_image_that_needs_a_secret_fails_at_once_without_and_runs_with_it(
     options = {"service-type": "ClusterIP", "image-pull-secret": "mine"}
     spec = launch_spec(image=private_registry.IMAGE, command=WAIT, platform_options=options)
     entry = entry_of(driver.start(spec, silent))
-    eventually(lambda: driver.status(entry).state is State.RUNNING, timeout=60)
+    running(driver, entry)
     driver.stop(entry)
     # Somebody else's Secret is not ours to remove.
     read = namespace.cluster.core.read_namespaced_secret
@@ -82,7 +74,7 @@ def test_a_pull_secret_is_made_from_the_ngc_key_and_goes_with_the_service(
     options = {"service-type": "ClusterIP", "create-image-pull-secret": True}
     image = f"nvcr.io/{private_registry.REPOSITORY}:1"
     entry = entry_of(driver.start(launch_spec(image=image, command=WAIT, platform_options=options), silent))
-    eventually(lambda: driver.status(entry).state is State.RUNNING, timeout=60)
+    running(driver, entry)
     made = namespace.one("secrets")
     assert made["type"] == "kubernetes.io/dockerconfigjson"
     assert private_registry.PASSWORD not in json.dumps([namespace.get("jobs"), namespace.get("pods")])

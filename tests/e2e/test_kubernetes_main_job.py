@@ -27,7 +27,6 @@ from kubernetes_engine import (
     is_local,
     need_gpus,
     needed_rights,
-    own_namespace,
 )
 from support import SCRIPTS, SKILL, eventually, need_engine, run_script
 
@@ -39,16 +38,14 @@ QUESTION = ("--prompt", "What is the capital of France?", "--set", "temperature=
 
 
 @pytest.fixture(autouse=True)
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
-    """A namespace of the test's own; leaving anything of ours in it, or a port-forward, is a failure."""
-    with own_namespace(tmp_path) as made:
-        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
-        monkeypatch.setenv("IMAGE_SMOLLM2", IMAGE)
-        yield made
-        run_script("registry", "reconcile", expect=None)
-        run_script("stop_service", "--all", expect=None)
-        assert made.left() == {}
-        assert our_forwards(tmp_path) == []
+def nothing_is_left(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leaving anything of ours in the namespace, or a port-forward, is a failure."""
+    monkeypatch.setenv("IMAGE_SMOLLM2", IMAGE)
+    yield
+    run_script("registry", "reconcile", expect=None)
+    run_script("stop_service", "--all", expect=None)
+    assert namespace.left() == {}
+    assert our_forwards(tmp_path) == []
 
 
 def our_forwards(state: Path) -> list[int]:

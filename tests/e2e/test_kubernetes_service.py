@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,56 +17,21 @@ from kubernetes_engine import (
     IMAGE,
     SERVE,
     Namespace,
-    account,
+    answer,
     entry_of,
     is_local,
     launch_spec,
     need_gpus,
-    needed_rights,
-    own_namespace,
+    running,
     silent,
+    told,
 )
 from support import eventually, need_engine
 
-from inference_service import platforms
-from inference_service.contracts import Driver, Mount, PlatformStatus, Progress, ServiceEntry, State
+from inference_service.contracts import Driver, Mount, Progress, State
 from inference_service.errors import BadInput, DecisionNeeded, ToolError
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
-
-
-@pytest.fixture
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
-    with own_namespace(tmp_path) as made:
-        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
-        yield made
-        for job in made.get("jobs"):
-            forward.end_all(job["metadata"]["labels"]["tao-job-id"], None)
-
-
-@pytest.fixture
-def driver(namespace: Namespace) -> Driver:
-    return platforms.load("kubernetes")
-
-
-def running(driver: Driver, entry: ServiceEntry) -> None:
-    eventually(lambda: driver.status(entry).state is State.RUNNING, timeout=60)
-
-
-def told(driver: Driver, entry: ServiceEntry, words: str) -> PlatformStatus:
-    """The status, once its reason has these words."""
-    return eventually(lambda: found if words in (found := driver.status(entry)).reason else None, timeout=60)
-
-
-def answer(entry: ServiceEntry, path: str = "/") -> str:
-    def get() -> str | None:
-        try:
-            response = requests.get(entry.host_url + path, timeout=5)
-        except requests.RequestException:
-            return None
-        return response.text if response.ok else None
-
-    return eventually(get, timeout=60)
 
 
 def listening(port: int | None) -> socket.socket | None:
@@ -78,94 +41,96 @@ def listening(port: int | None) -> socket.socket | None:
         return None
 
 
-def output_of(driver: Driver, **changes: Any) -> list[str]:
+def output_of(kubernetes: Driver, **changes: Any) -> list[str]:
     """What a container prints that only runs a command."""
-    entry = entry_of(driver.start(launch_spec(**changes), silent))
-    eventually(lambda: driver.status(entry).dead, timeout=60)
-    lines = list(driver.logs(entry, None, False))
-    driver.stop(entry)
+    entry = entry_of(kubernetes.start(launch_spec(**changes), silent))
+    eventually(lambda: kubernetes.status(entry).dead, timeout=60)
+    lines = list(kubernetes.logs(entry, None, False))
+    kubernetes.stop(entry)
     return lines
 
 
 def test_a_service_answers_through_a_forwarded_port_and_one_stop_leaves_nothing(
-    driver: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+    kubernetes: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_planted_secret")
-    entry = entry_of(driver.start(launch_spec(secret_env=("HF_TOKEN",)), silent))
+    entry = entry_of(kubernetes.start(launch_spec(secret_env=("HF_TOKEN",)), silent))
     assert "Directory listing" in answer(entry)
-    assert driver.status(entry).state is State.RUNNING
+    assert kubernetes.status(entry).state is State.RUNNING
     assert set(namespace.left()) == {"jobs", "pods", "services", "secrets"}
     pid = entry.extras["port_forward"]["pid"]
     assert psutil.pid_exists(pid)
-    driver.stop(entry)
+    kubernetes.stop(entry)
     assert namespace.left() == {}
     assert not psutil.pid_exists(pid)
     assert not forward.log_file(entry.job_id).exists()
-    assert driver.status(entry).state is State.EXITED
-    driver.stop(entry)
+    assert kubernetes.status(entry).state is State.EXITED
+    kubernetes.stop(entry)
 
 
 def test_one_delete_of_the_job_takes_all_and_the_port_forward_ends_by_itself(
-    driver: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+    kubernetes: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_planted_secret")
-    entry = entry_of(driver.start(launch_spec(secret_env=("HF_TOKEN",)), silent))
+    entry = entry_of(kubernetes.start(launch_spec(secret_env=("HF_TOKEN",)), silent))
     answer(entry)
     delete = namespace.cluster.batch.delete_namespaced_job
     namespace.cluster.ask(delete, entry.platform_job_id, namespace.name, body={"propagationPolicy": "Foreground"})
     eventually(lambda: namespace.left() == {}, timeout=60)
     eventually(lambda: not forward.running(entry.job_id), timeout=30)
-    assert driver.status(entry).state is State.EXITED
+    assert kubernetes.status(entry).state is State.EXITED
 
 
 def test_a_port_forward_that_was_killed_is_opened_again_on_the_same_port_once_and_said(
-    driver: Driver, namespace: Namespace
+    kubernetes: Driver, namespace: Namespace
 ) -> None:
-    entry = entry_of(driver.start(launch_spec(), silent))
+    entry = entry_of(kubernetes.start(launch_spec(), silent))
     answer(entry)
-    assert driver.reach(entry, silent) is entry
+    assert kubernetes.reach(entry, silent) is entry
     psutil.Process(entry.extras["port_forward"]["pid"]).kill()
     eventually(lambda: not forward.running(entry.job_id))
     said: list[Progress] = []
-    again = driver.reach(entry, said.append)
+    again = kubernetes.reach(entry, said.append)
     assert [step.stage for step in said] == ["port-forward"]
     assert again.host_url == entry.host_url
     assert again.extras["port_forward"]["pid"] != entry.extras["port_forward"]["pid"]
     assert "Directory listing" in answer(again)
     # Whoever still has the old entry finds the new one.
-    assert driver.reach(entry, said.append).extras == again.extras
+    assert kubernetes.reach(entry, said.append).extras == again.extras
     assert len(said) == 1
-    driver.stop(entry)
+    kubernetes.stop(entry)
     assert forward.running(entry.job_id) == []
 
 
-def test_two_commands_at_once_open_one_port_forward(driver: Driver, namespace: Namespace) -> None:
-    entry = entry_of(driver.start(launch_spec(), silent))
+def test_two_commands_at_once_open_one_port_forward(kubernetes: Driver, namespace: Namespace) -> None:
+    entry = entry_of(kubernetes.start(launch_spec(), silent))
     answer(entry)
     psutil.Process(entry.extras["port_forward"]["pid"]).kill()
     eventually(lambda: not forward.running(entry.job_id))
-    threads = [threading.Thread(target=driver.reach, args=(entry, silent)) for _ in range(4)]
+    threads = [threading.Thread(target=kubernetes.reach, args=(entry, silent)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(forward.running(entry.job_id)) == 1
-    driver.stop(entry)
+    kubernetes.stop(entry)
 
 
-def test_a_port_that_a_stranger_took_meanwhile_is_left_to_him(driver: Driver, namespace: Namespace) -> None:
-    entry = entry_of(driver.start(launch_spec(), silent))
+def test_a_port_that_a_stranger_took_meanwhile_is_left_to_him(kubernetes: Driver, namespace: Namespace) -> None:
+    entry = entry_of(kubernetes.start(launch_spec(), silent))
     answer(entry)
     psutil.Process(entry.extras["port_forward"]["pid"]).kill()
     eventually(lambda: not forward.running(entry.job_id))
     with eventually(lambda: listening(entry.host_port)):
-        again = driver.reach(entry, silent)
+        again = kubernetes.reach(entry, silent)
     assert again.host_port != entry.host_port
     assert "Directory listing" in answer(again)
-    driver.stop(again)
+    kubernetes.stop(again)
 
 
-def test_a_large_body_and_an_early_answer_pass_through_the_port_forward(driver: Driver, namespace: Namespace) -> None:
+def test_a_large_body_and_an_early_answer_pass_through_the_port_forward(
+    kubernetes: Driver, namespace: Namespace
+) -> None:
     server = (
         "import http.server,sys\n"
         "class H(http.server.BaseHTTPRequestHandler):\n"
@@ -178,7 +143,7 @@ def test_a_large_body_and_an_early_answer_pass_through_the_port_forward(driver: 
         "    self.send_response(200); self.end_headers(); self.wfile.write(b'x'*3000000+str(n).encode())\n"
         "http.server.ThreadingHTTPServer(('',8080),H).serve_forever()\n"
     )
-    entry = entry_of(driver.start(launch_spec(command=f'umask 0 && exec python3 -c "{server}"'), silent))
+    entry = entry_of(kubernetes.start(launch_spec(command=f'umask 0 && exec python3 -c "{server}"'), silent))
 
     def post(path: str, size: int) -> str | None:
         try:
@@ -194,18 +159,18 @@ def test_a_large_body_and_an_early_answer_pass_through_the_port_forward(driver: 
     assert len(text) == 3_000_000 + len(str(size))
     grown = psutil.Process(entry.extras["port_forward"]["pid"]).memory_info().rss - before
     assert grown < 15_000_000
-    driver.stop(entry)
+    kubernetes.stop(entry)
 
 
-def test_a_node_port_answers_from_outside(driver: Driver, namespace: Namespace) -> None:
-    entry = entry_of(driver.start(launch_spec(platform_options={"service-type": "NodePort"}), silent))
+def test_a_node_port_answers_from_outside(kubernetes: Driver, namespace: Namespace) -> None:
+    entry = entry_of(kubernetes.start(launch_spec(platform_options={"service-type": "NodePort"}), silent))
     assert entry.host_port is None
     assert "Directory listing" in answer(entry)
-    driver.stop(entry)
+    kubernetes.stop(entry)
     assert namespace.left() == {}
 
 
-def test_a_load_balancers_address_that_comes_late_is_waited_for(driver: Driver, namespace: Namespace) -> None:
+def test_a_load_balancers_address_that_comes_late_is_waited_for(kubernetes: Driver, namespace: Namespace) -> None:
     def give() -> None:
         name = namespace.one("services")["metadata"]["name"]
         eventually(lambda: any("waiting for the load balancer" in step.message for step in said), timeout=30)
@@ -214,31 +179,31 @@ def test_a_load_balancers_address_that_comes_late_is_waited_for(driver: Driver, 
     said: list[Progress] = []
     balancer = threading.Thread(target=give)
     balancer.start()
-    started = driver.start(launch_spec(platform_options={"service-type": "LoadBalancer"}), said.append)
+    started = kubernetes.start(launch_spec(platform_options={"service-type": "LoadBalancer"}), said.append)
     balancer.join()
     assert started.host_url == "http://10.244.255.9:8080"
     if is_local():
         assert "Directory listing" in answer(entry_of(started))
-    driver.stop(entry_of(started))
+    kubernetes.stop(entry_of(started))
 
 
-def test_a_load_balancer_may_give_a_host_name(driver: Driver, namespace: Namespace) -> None:
+def test_a_load_balancer_may_give_a_host_name(kubernetes: Driver, namespace: Namespace) -> None:
     def give() -> None:
         namespace.give_address(namespace.one("services")["metadata"]["name"], {"hostname": "lb-1.eu.elb.example.com"})
 
     balancer = threading.Thread(target=give)
     balancer.start()
-    started = driver.start(launch_spec(platform_options={"service-type": "LoadBalancer"}), silent)
+    started = kubernetes.start(launch_spec(platform_options={"service-type": "LoadBalancer"}), silent)
     balancer.join()
     assert started.host_url == "http://lb-1.eu.elb.example.com:8080"
-    assert driver.discover()[0].host_url == started.host_url
-    driver.stop(entry_of(started))
+    assert kubernetes.discover()[0].host_url == started.host_url
+    kubernetes.stop(entry_of(started))
 
 
-def test_without_an_address_the_user_decides_and_nothing_is_left(driver: Driver, namespace: Namespace) -> None:
+def test_without_an_address_the_user_decides_and_nothing_is_left(kubernetes: Driver, namespace: Namespace) -> None:
     options = {"service-type": "LoadBalancer", "address-timeout": 1.0}
     with pytest.raises(DecisionNeeded) as asked:
-        driver.start(launch_spec(platform_options=options), silent)
+        kubernetes.start(launch_spec(platform_options=options), silent)
     need = asked.value.needs[0]
     assert need.answer_with == "--service-type"
     assert [option["service_type"] for option in need.options or ()] == ["ClusterIP", "NodePort", "LoadBalancer"]
@@ -246,21 +211,21 @@ def test_without_an_address_the_user_decides_and_nothing_is_left(driver: Driver,
 
 
 def test_a_user_at_the_terminal_goes_on_with_a_forwarded_port_while_the_pod_loads(
-    driver: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+    kubernetes: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inference_service import output
 
     monkeypatch.setattr(output, "decide", lambda needs: {"service_type": "ClusterIP"})
     options = {"service-type": "LoadBalancer", "address-timeout": 0.5}
-    entry = entry_of(driver.start(launch_spec(platform_options=options), silent))
+    entry = entry_of(kubernetes.start(launch_spec(platform_options=options), silent))
     assert entry.extras["service_type"] == "ClusterIP"
     assert "Directory listing" in answer(entry)
     assert len(namespace.get("pods")) == 1
-    driver.stop(entry)
+    kubernetes.stop(entry)
 
 
 def test_a_pod_has_no_privilege_no_token_and_the_memory_that_was_asked_for(
-    driver: Driver, namespace: Namespace
+    kubernetes: Driver, namespace: Namespace
 ) -> None:
     command = (
         "umask 0 && grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; ls /var/run/secrets 2>&1;"
@@ -268,7 +233,7 @@ def test_a_pod_has_no_privilege_no_token_and_the_memory_that_was_asked_for(
         " env | grep -c SERVICE_HOST; echo $$ '$(HOSTNAME)' \"$LITERAL\""
     )
     options = {"service-type": "ClusterIP", "shm-size": "64m"}
-    lines = output_of(driver, command=command, env={"LITERAL": "a$(HOME)$$b"}, platform_options=options)
+    lines = output_of(kubernetes, command=command, env={"LITERAL": "a$(HOME)$$b"}, platform_options=options)
     printed = "\n".join(lines)
     assert "NoNewPrivs:\t1" in printed
     assert "Seccomp:\t2" in printed
@@ -278,213 +243,127 @@ def test_a_pod_has_no_privilege_no_token_and_the_memory_that_was_asked_for(
     assert lines[-1].split(" ", 1)[1] == "$(HOSTNAME) a$(HOME)$$b"
 
 
-def test_a_path_of_the_node_is_seen_by_the_container(driver: Driver, namespace: Namespace, tmp_path: Path) -> None:
+def test_a_path_of_the_node_is_seen_by_the_container(kubernetes: Driver, namespace: Namespace, tmp_path: Path) -> None:
     need_engine("kubernetes-local", is_local(), "the cluster's nodes do not see this machine's files")
     (tmp_path / "checkpoint").write_text("weights")
     tmp_path.chmod(0o755)
     mounts = (Mount(str(tmp_path), "/ckpt"),)
-    lines = output_of(driver, command="cat /ckpt/checkpoint; touch /ckpt/x 2>&1", mounts=mounts)
+    lines = output_of(kubernetes, command="cat /ckpt/checkpoint; touch /ckpt/x 2>&1", mounts=mounts)
     assert lines[0].startswith("weights")
     assert "Read-only file system" in "".join(lines)
 
 
 def test_gpus_are_a_limit_of_the_job_and_too_many_are_refused_before_anything_is_made(
-    driver: Driver, namespace: Namespace
+    kubernetes: Driver, namespace: Namespace
 ) -> None:
     most = need_gpus(namespace)
     with pytest.raises(ToolError) as refused:
-        driver.start(launch_spec(num_gpus=most + 1), silent)
+        kubernetes.start(launch_spec(num_gpus=most + 1), silent)
     assert refused.value.type == "gpu_capacity"
     assert f"--num-gpus {most}" in refused.value.fix
     assert namespace.left() == {}
-    entry = entry_of(driver.start(launch_spec(num_gpus=1), silent))
+    entry = entry_of(kubernetes.start(launch_spec(num_gpus=1), silent))
     container = namespace.one("jobs")["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    running(driver, entry)
-    driver.stop(entry)
+    running(kubernetes, entry)
+    kubernetes.stop(entry)
 
 
-def test_a_pod_that_fits_nowhere_is_pending_with_the_schedulers_words(driver: Driver, namespace: Namespace) -> None:
+def test_a_pod_that_fits_nowhere_is_pending_with_the_schedulers_words(kubernetes: Driver, namespace: Namespace) -> None:
     options = {"service-type": "ClusterIP", "node-selector": "disk=none-such", "allow-pending": True}
-    entry = entry_of(driver.start(launch_spec(platform_options=options), silent))
-    status = eventually(lambda: status if (status := driver.status(entry)).reason.startswith("Unsch") else None)
+    entry = entry_of(kubernetes.start(launch_spec(platform_options=options), silent))
+    status = told(kubernetes, entry, "Unschedulable")
     assert status.state is State.PENDING
     assert "node affinity/selector" in status.reason
-    assert list(driver.logs(entry, None, False)) == []
-    driver.stop(entry)
+    assert list(kubernetes.logs(entry, None, False)) == []
+    kubernetes.stop(entry)
 
 
-def test_a_missing_claim_is_said(driver: Driver, namespace: Namespace) -> None:
+def test_a_missing_claim_is_said(kubernetes: Driver, namespace: Namespace) -> None:
     options = {"service-type": "ClusterIP", "pvc": "checkpoints/run7:/models"}
-    entry = entry_of(driver.start(launch_spec(platform_options=options), silent))
-    status = eventually(lambda: status if "checkpoints" in (status := driver.status(entry)).reason else None)
+    entry = entry_of(kubernetes.start(launch_spec(platform_options=options), silent))
+    status = told(kubernetes, entry, "checkpoints")
     assert status.state is State.PENDING
     assert 'persistentvolumeclaim "checkpoints" not found' in status.reason
-    driver.stop(entry)
+    kubernetes.stop(entry)
 
 
-def test_an_image_that_no_node_has_and_no_registry_serves_fails_at_once(driver: Driver, namespace: Namespace) -> None:
-    entry = entry_of(driver.start(launch_spec(image="127.0.0.1:5999/none/such:1"), silent))
-    status = eventually(
-        lambda: status if "ErrImagePull" in (status := driver.status(entry)).reason else None, timeout=60
-    )
+def test_an_image_that_no_node_has_and_no_registry_serves_fails_at_once(
+    kubernetes: Driver, namespace: Namespace
+) -> None:
+    entry = entry_of(kubernetes.start(launch_spec(image="127.0.0.1:5999/none/such:1"), silent))
+    status = told(kubernetes, entry, "ErrImagePull")
     # Nobody listens there now; a registry may come back, so the cluster goes on trying.
     assert status.state is State.PENDING
-    driver.stop(entry)
+    kubernetes.stop(entry)
 
 
-def test_a_deadline_ends_the_service_on_the_cluster_itself(driver: Driver, namespace: Namespace) -> None:
+def test_a_deadline_ends_the_service_on_the_cluster_itself(kubernetes: Driver, namespace: Namespace) -> None:
     options = {"service-type": "ClusterIP", "max-hours": 0.0014}
-    entry = entry_of(driver.start(launch_spec(platform_options=options), silent))
+    entry = entry_of(kubernetes.start(launch_spec(platform_options=options), silent))
     assert namespace.one("jobs")["spec"]["activeDeadlineSeconds"] == 5
-    eventually(lambda: driver.status(entry).dead, timeout=60)
-    assert "DeadlineExceeded" in eventually(lambda: driver.status(entry).reason)
+    eventually(lambda: kubernetes.status(entry).dead, timeout=60)
+    assert "DeadlineExceeded" in eventually(lambda: kubernetes.status(entry).reason)
     eventually(lambda: not forward.running(entry.job_id), timeout=30)
-    driver.stop(entry)
+    kubernetes.stop(entry)
     assert namespace.left() == {}
 
 
-def test_a_server_that_crashes_is_failed_with_its_exit_status_and_log(driver: Driver, namespace: Namespace) -> None:
-    entry = entry_of(driver.start(launch_spec(command="echo out of memory; exit 3"), silent))
-    eventually(lambda: driver.status(entry).dead, timeout=60)
-    status = driver.status(entry)
+def test_a_server_that_crashes_is_failed_with_its_exit_status_and_log(kubernetes: Driver, namespace: Namespace) -> None:
+    entry = entry_of(kubernetes.start(launch_spec(command="echo out of memory; exit 3"), silent))
+    eventually(lambda: kubernetes.status(entry).dead, timeout=60)
+    status = kubernetes.status(entry)
     assert status.state is State.FAILED
     assert "exit status 3" in status.reason
-    assert list(driver.logs(entry, 5, False)) == ["out of memory"]
-    eventually(lambda: driver.discover() == [])
-    driver.stop(entry)
+    assert list(kubernetes.logs(entry, 5, False)) == ["out of memory"]
+    eventually(lambda: kubernetes.discover() == [])
+    kubernetes.stop(entry)
 
 
-def test_a_pod_that_was_killed_or_evicted_is_failed_and_says_why(driver: Driver, namespace: Namespace) -> None:
+def test_a_pod_that_was_killed_or_evicted_is_failed_and_says_why(kubernetes: Driver, namespace: Namespace) -> None:
     core = namespace.cluster.core
-    killed, drained = (entry_of(driver.start(launch_spec(), silent)) for _ in range(2))
+    killed, drained = (entry_of(kubernetes.start(launch_spec(), silent)) for _ in range(2))
     for entry in (killed, drained):
-        running(driver, entry)
+        running(kubernetes, entry)
     pods = {pod["metadata"]["labels"]["tao-job-id"]: pod["metadata"]["name"] for pod in namespace.get("pods")}
     namespace.cluster.ask(core.delete_namespaced_pod, pods[killed.job_id], namespace.name)
     name = pods[drained.job_id]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace.name}}
     namespace.cluster.ask(core.create_namespaced_pod_eviction, name, namespace.name, eviction)
-    assert driver.status(killed).state is State.FAILED
-    assert driver.status(drained).state is State.FAILED
+    assert kubernetes.status(killed).state is State.FAILED
+    assert kubernetes.status(drained).state is State.FAILED
     for entry in (killed, drained):
-        told(driver, entry, "BackoffLimitExceeded")
-        driver.stop(entry)
+        told(kubernetes, entry, "BackoffLimitExceeded")
+        kubernetes.stop(entry)
     assert namespace.left() == {}
 
 
-def test_logs_follow_until_the_server_ends(driver: Driver, namespace: Namespace) -> None:
+def test_logs_follow_until_the_server_ends(kubernetes: Driver, namespace: Namespace) -> None:
     command = "for i in 1 2 3 4 5; do echo line $i; sleep 0.4; done"
-    entry = entry_of(driver.start(launch_spec(command=command), silent))
-    assert list(driver.logs(entry, None, True)) == [f"line {number}" for number in range(1, 6)]
-    assert list(driver.logs(entry, 2, False)) == ["line 4", "line 5"]
-    driver.stop(entry)
+    entry = entry_of(kubernetes.start(launch_spec(command=command), silent))
+    assert list(kubernetes.logs(entry, None, True)) == [f"line {number}" for number in range(1, 6)]
+    assert list(kubernetes.logs(entry, 2, False)) == ["line 4", "line 5"]
+    kubernetes.stop(entry)
 
 
 def test_services_are_discovered_by_their_marks_and_those_of_others_are_not(
-    driver: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kubernetes: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    entry = entry_of(driver.start(launch_spec(num_gpus=0), silent))
-    found = driver.discover()
+    entry = entry_of(kubernetes.start(launch_spec(num_gpus=0), silent))
+    found = kubernetes.discover()
     assert [replace(item, started_at=None) for item in found] == [
         replace(item, host_url=entry.host_url, host_port=entry.host_port, extras=entry.extras, started_at=None)
         for item in found
     ]
     assert (found[0].job_id, found[0].image, found[0].model_path) == (entry.job_id, IMAGE, entry.model_path)
     monkeypatch.setenv("TAO_INF_MS_STATE_FILE", str(tmp_path / "another.json"))
-    assert driver.discover() == []
-    driver.stop(entry)
+    assert kubernetes.discover() == []
+    kubernetes.stop(entry)
 
 
-def test_stop_ends_the_server_without_waiting_for_the_grace_period(driver: Driver, namespace: Namespace) -> None:
-    entry = entry_of(driver.start(launch_spec(command=f"{SERVE.replace('exec ', '')}; true"), silent))
+def test_stop_ends_the_server_without_waiting_for_the_grace_period(kubernetes: Driver, namespace: Namespace) -> None:
+    entry = entry_of(kubernetes.start(launch_spec(command=f"{SERVE.replace('exec ', '')}; true"), silent))
     answer(entry)
     began = time.monotonic()
-    driver.stop(entry)
+    kubernetes.stop(entry)
     assert time.monotonic() - began < 8
-
-
-def test_an_account_without_rights_is_told_so_and_nothing_is_made(
-    driver: Driver, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(account(namespace, tmp_path / "nobody", [])))
-    with pytest.raises(ToolError) as refused:
-        driver.start(launch_spec(), silent)
-    assert refused.value.type == "kubernetes_forbidden"
-    assert "SKILL.md" in refused.value.fix
-    assert namespace.left() == {}
-    failed = {check.name: check for check in driver.preflight() if not check.ok}
-    assert "create jobs" in failed["rights"].found
-    assert "kubernetes_role.yaml" in failed["rights"].fix
-
-
-def test_the_rights_that_the_skill_lists_are_enough_for_everything(
-    driver: Driver, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_planted_secret")
-    monkeypatch.setenv("KUBECONFIG", str(account(namespace, tmp_path / "user", needed_rights())))
-    assert all(check.ok for check in driver.preflight()), driver.preflight()
-    said: list[Progress] = []
-    spec = launch_spec(secret_env=("HF_TOKEN",), num_gpus=need_gpus(namespace, 0) and 1)
-    entry = entry_of(driver.start(spec, said.append))
-    assert "Directory listing" in answer(entry)
-    assert any("may not list" in step.message for step in said)
-    assert any("GET / HTTP" in line for line in driver.logs(entry, None, False))
-    assert [item.job_id for item in driver.discover()] == [entry.job_id]
-    driver.stop(entry)
-    assert namespace.left() == {}
-    # NodePorts need an address that this account cannot look up.
-    with pytest.raises(ToolError) as refused:
-        driver.start(launch_spec(platform_options={"service-type": "NodePort"}), silent)
-    assert "--node-address" in refused.value.fix
-
-
-def test_a_quota_that_is_used_up_is_seen_before_anything_is_made(driver: Driver, namespace: Namespace) -> None:
-    namespace.quota(**{"count/jobs.batch": "0"})
-    with pytest.raises(ToolError) as refused:
-        driver.start(launch_spec(), silent)
-    assert refused.value.type == "quota_exceeded"
-    assert "count/jobs.batch" in refused.value.message
-    assert namespace.left() == {}
-
-
-def test_a_quota_that_only_the_pod_meets_is_the_reason_why_it_is_pending(driver: Driver, namespace: Namespace) -> None:
-    namespace.quota(**{"requests.memory": "1Gi"})
-    entry = entry_of(driver.start(launch_spec(), silent))
-    status = eventually(lambda: status if "quota" in (status := driver.status(entry)).reason else None)
-    assert status.state is State.PENDING
-    assert "must specify requests.memory" in status.reason
-    driver.stop(entry)
-    options = {"service-type": "ClusterIP", "memory": "64Mi"}
-    entry = entry_of(driver.start(launch_spec(platform_options=options), silent))
-    running(driver, entry)
-    driver.stop(entry)
-    assert namespace.left() == {}
-
-
-def test_a_namespace_that_does_not_exist_is_named(driver: Driver, namespace: Namespace) -> None:
-    options = {"service-type": "ClusterIP", "namespace": "none-such"}
-    with pytest.raises(ToolError) as refused:
-        driver.start(launch_spec(platform_options=options), silent)
-    assert refused.value.type == "namespace_not_found"
-    assert refused.value.fix == "kubectl create namespace none-such"
-
-
-def test_a_context_that_does_not_exist_is_refused_with_those_there_are(driver: Driver, namespace: Namespace) -> None:
-    options = {"service-type": "ClusterIP", "context": "none-such"}
-    with pytest.raises(BadInput) as refused:
-        driver.start(launch_spec(platform_options=options), silent)
-    assert "test" in refused.value.fix
-
-
-def test_another_current_context_does_not_make_a_service_look_gone(
-    driver: Driver, namespace: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    entry = entry_of(driver.start(launch_spec(), silent))
-    running(driver, entry)
-    elsewhere = {"apiVersion": "v1", "kind": "Config", "contexts": [], "clusters": [], "users": []}
-    (tmp_path / "elsewhere").write_text(json.dumps(elsewhere))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "elsewhere"))
-    assert driver.status(entry).state is State.RUNNING
-    driver.stop(entry)
-    assert namespace.left() == {}
