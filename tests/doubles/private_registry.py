@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import tarfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,10 @@ ADDRESS = "127.0.0.1:5000"
 PASSWORD = "registry-password"
 USERS = ("tester", "$oauthtoken")
 REPOSITORY = "private/bash"
-IMAGE = f"{ADDRESS}/{REPOSITORY}:1"
+TAG = uuid.uuid4().hex[:8]
+"""Another one each time: a node that has an image does not ask for it again."""
+
+IMAGE = f"{ADDRESS}/{REPOSITORY}:{TAG}"
 
 _HASH = "$2b$05$3nC.NFFgS7bfdzEogkAWH.tYpaOWakFJMh/IkI.lIZcMe8NRxE/C."  # bcrypt of PASSWORD
 _CONFIGURATION = """
@@ -83,7 +87,7 @@ def _push() -> None:
         "layers": [{"mediaType": f"{kind}.image.rootfs.diff.tar.gzip", "size": len(packed), "digest": _blob(packed)}],
     }
     headers = {"Content-Type": str(manifest["mediaType"])}
-    url = f"http://{ADDRESS}/v2/{REPOSITORY}/manifests/1"
+    url = f"http://{ADDRESS}/v2/{REPOSITORY}/manifests/{TAG}"
     requests.put(url, json.dumps(manifest), headers=headers, auth=(USERS[0], PASSWORD), timeout=30).raise_for_status()
 
 

@@ -72,7 +72,7 @@ def test_a_pull_secret_is_made_from_the_ngc_key_and_goes_with_the_service(
 ) -> None:
     monkeypatch.setenv("NGC_KEY", private_registry.PASSWORD)
     options = {"service-type": "ClusterIP", "create-image-pull-secret": True}
-    image = f"nvcr.io/{private_registry.REPOSITORY}:1"
+    image = f"nvcr.io/{private_registry.REPOSITORY}:{private_registry.TAG}"
     entry = entry_of(driver.start(launch_spec(image=image, command=WAIT, platform_options=options), silent))
     running(driver, entry)
     made = namespace.one("secrets")

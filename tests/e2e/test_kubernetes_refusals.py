@@ -69,9 +69,7 @@ def test_a_quota_that_is_used_up_is_seen_before_anything_is_made(kubernetes: Dri
     assert namespace.left() == {}
 
 
-def test_a_quota_that_only_the_pod_meets_is_the_reason_why_it_is_pending(
-    kubernetes: Driver, namespace: Namespace
-) -> None:
+def test_a_quota_that_only_the_pod_meets_is_why_it_is_pending(kubernetes: Driver, namespace: Namespace) -> None:
     namespace.quota(**{"requests.memory": "1Gi"})
     entry = entry_of(kubernetes.start(launch_spec(), silent))
     status = told(kubernetes, entry, "quota")
@@ -93,9 +91,7 @@ def test_a_namespace_that_does_not_exist_is_named(kubernetes: Driver, namespace:
     assert refused.value.fix == "kubectl create namespace none-such"
 
 
-def test_a_context_that_does_not_exist_is_refused_with_those_there_are(
-    kubernetes: Driver, namespace: Namespace
-) -> None:
+def test_a_context_that_does_not_exist_is_refused_with_those_that_do(kubernetes: Driver, namespace: Namespace) -> None:
     options = {"service-type": "ClusterIP", "context": "none-such"}
     with pytest.raises(BadInput) as refused:
         kubernetes.start(launch_spec(platform_options=options), silent)

@@ -128,9 +128,7 @@ def test_a_port_that_a_stranger_took_meanwhile_is_left_to_him(kubernetes: Driver
     kubernetes.stop(again)
 
 
-def test_a_large_body_and_an_early_answer_pass_through_the_port_forward(
-    kubernetes: Driver, namespace: Namespace
-) -> None:
+def test_a_large_body_passes_through_the_port_forward_in_flat_memory(kubernetes: Driver, namespace: Namespace) -> None:
     server = (
         "import http.server,sys\n"
         "class H(http.server.BaseHTTPRequestHandler):\n"
@@ -288,12 +286,10 @@ def test_a_missing_claim_is_said(kubernetes: Driver, namespace: Namespace) -> No
     kubernetes.stop(entry)
 
 
-def test_an_image_that_no_node_has_and_no_registry_serves_fails_at_once(
-    kubernetes: Driver, namespace: Namespace
-) -> None:
+def test_an_image_whose_registry_does_not_answer_is_pending(kubernetes: Driver, namespace: Namespace) -> None:
     entry = entry_of(kubernetes.start(launch_spec(image="127.0.0.1:5999/none/such:1"), silent))
     status = told(kubernetes, entry, "ErrImagePull")
-    # Nobody listens there now; a registry may come back, so the cluster goes on trying.
+    # A registry may come back: the cluster goes on trying.
     assert status.state is State.PENDING
     kubernetes.stop(entry)
 
