@@ -32,9 +32,9 @@ def test_an_image_that_needs_a_secret_fails_at_once_without_and_runs_with_it(
     driver: Driver, namespace: Namespace
 ) -> None:
     entry = entry_of(driver.start(launch_spec(image=private_registry.IMAGE, command=WAIT), silent))
-    status = told(driver, entry, "ErrImagePull")
+    status = told(driver, entry, "--image-pull-secret")
     assert status.state is State.FAILED
-    assert "--image-pull-secret" in status.reason
+    assert "ErrImagePull" in status.reason
     driver.stop(entry)
 
     auth = base64.b64encode(f"{private_registry.USERS[0]}:{private_registry.PASSWORD}".encode()).decode()
