@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def package() -> Any:
         raise ToolError(
             "missing_dependency",
             "the Python package kubernetes is not installed; the platform kubernetes needs it",
-            'pip install "kubernetes>=31"',
+            f'{sys.executable} -m pip install "kubernetes>=31"',
             extra="kubernetes",
         ) from None
     return kubernetes

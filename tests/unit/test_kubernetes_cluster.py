@@ -13,8 +13,6 @@ import yaml
 
 from inference_service.errors import BadInput, ToolError
 
-pytest.importorskip("kubernetes")
-
 
 @pytest.fixture
 def kubeconfig(tmp_path: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_objects as objects
 import kubernetes_options as options
 import kubernetes_preflight
+import kubernetes_validate
 import pytest
 import yaml
 from hypothesis import given
@@ -60,14 +61,12 @@ def pod_of(spec: LaunchSpec) -> dict[str, Any]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("spec", [PLAIN, EVERYTHING], ids=["plain", "everything"])
 def test_every_manifest_is_valid(spec: LaunchSpec, version: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for item in dry_run(spec)["items"]:
         kubernetes_validate.validate(json.loads(json.dumps(item)), version, strict=True)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_role_that_the_skill_asks_for_is_valid(version: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     kubernetes_validate.validate(yaml.safe_load(kubernetes_preflight.ROLE_FILE.read_text()), version, strict=True)
 
 
