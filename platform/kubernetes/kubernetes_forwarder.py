@@ -66,9 +66,9 @@ class Forwarder:
 
     def __init__(self, access: Access, job_id: str, container_port: int) -> None:
         self._access, self._job_id, self._port = access, job_id, container_port
+        self._cluster = Cluster(access)
         self._pod: str | None = None
         self._said = ""
-        self._local = threading.local()
 
     def serve(self, connection: socket.socket) -> None:
         """Pass one connection on; without a pod that takes it, it is closed."""
@@ -96,7 +96,7 @@ class Forwarder:
             time.sleep(_ASK_AGAIN_SECONDS if self._said else 1)
 
     def _follow_job(self) -> None:
-        cluster, name, namespace = self._cluster(), name_of(self._job_id), self._access.namespace
+        cluster, name, namespace = Cluster(self._access), name_of(self._job_id), self._access.namespace
         job = cluster.ask_or_none(cluster.batch.read_namespaced_job, name, namespace)
         if job is None or _has_finished(job):
             os._exit(0)
@@ -116,19 +116,22 @@ class Forwarder:
             if event["type"] == "ERROR":
                 return  # Usually 410: what it knew is too old. The Job is read anew.
 
-    def _cluster(self) -> Cluster:
-        # One client for each thread: a connection of the pool that hangs must not hold up the others.
-        if not hasattr(self._local, "cluster"):
-            self._local.cluster = Cluster(self._access)
-        cluster: Cluster = self._local.cluster
-        return cluster
-
     def _open(self) -> Any:
         """A stream to the pod; the pod that took the last one is tried first."""
-        cluster = self._cluster()
-        if self._pod is not None:
+        try:
+            return self._open_with(self._cluster)
+        except Exception as error:
+            if not _is_unauthorized(error):
+                raise
+        # Credentials are replaced while a service runs: the kubeconfig is read again.
+        self._cluster = Cluster(self._access)
+        return self._open_with(self._cluster)
+
+    def _open_with(self, cluster: Cluster) -> Any:
+        pod = self._pod
+        if pod is not None:
             try:
-                return connect(cluster, self._pod, self._port)
+                return connect(cluster, pod, self._port)
             except Exception:
                 self._pod = None
         pod = self._running_pod(cluster)
@@ -207,6 +210,12 @@ def relay(connection: socket.socket, websocket: Any) -> None:
                 raise OSError(data.decode(errors="replace").strip())
             else:
                 down = data
+
+
+def _is_unauthorized(error: BaseException) -> bool:
+    # A WebSocket's refusal has its status under another name than the API client's.
+    statuses = (getattr(error, "status_code", None), kubernetes_errors.status_of(error.__cause__ or error))
+    return 401 in statuses
 
 
 def _has_finished(job: Mapping[str, Any]) -> bool:

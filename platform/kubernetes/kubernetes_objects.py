@@ -24,6 +24,8 @@ from inference_service.contracts import JOB_ID_LABEL, MODEL_PATH_LABEL, NETWORK_
 GPU = "nvidia.com/gpu"
 SECRETS_ANNOTATION = "tao-secrets"
 """The names of the Secrets that were made for a Job, comma-separated: what is to be removed with it."""
+START_ANNOTATION = "tao-start"
+"""Which start made an object: a start whose answers were lost knows its own work by it."""
 NGC_KEY = "NGC_KEY"
 # NGC's registry takes this word as the user of every key.
 _NGC_USER = "$oauthtoken"
@@ -66,7 +68,10 @@ def owner() -> str:
 def build(
     spec: LaunchSpec, settings: Settings, namespace: str, secret_values: Mapping[str, str] | None = None
 ) -> Objects:
-    """The objects of this launch. Without `secret_values` the Secrets hold `${NAME}` in each value's place."""
+    """The objects of this launch.
+
+    Without `secret_values` they are for show: the Secrets hold `${NAME}` in each value's place.
+    """
     templates = _templates()
     metadata = functools.partial(_metadata, spec, settings, namespace)
     values = {name: f"${{{name}}}" for name in (*spec.secret_env, NGC_KEY)} if secret_values is None else secret_values

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +45,7 @@ def start(
     access = cluster.access
     capacity.require(cluster, spec, settings, access.namespace, report)
     node_host = address.node_host(cluster, settings.node_address) if settings.service_type == NODE_PORT else None
-    made = objects.build(spec, settings, access.namespace, secret_values)
+    made = objects.build(spec, _marked(settings), access.namespace, secret_values)
     with contextlib.ExitStack() as stack:
         listener = None
         if settings.service_type == CLUSTER_IP and not access.in_cluster:
@@ -53,6 +54,10 @@ def start(
         report(Progress("starting", f"Job {made.job['metadata']['name']} in the namespace {access.namespace}"))
         service = _create_all(cluster, made, attempt)
         return _reached(cluster, spec, settings, made, service, listener, node_host, report)
+
+
+def _marked(settings: Settings) -> Settings:
+    return replace(settings, annotations={**settings.annotations, objects.START_ANNOTATION: str(uuid.uuid4())})
 
 
 def remove(cluster: Cluster, job_id: str, secrets: list[str]) -> None:
@@ -118,16 +123,24 @@ def _create(
     try:
         return cluster.try_ask(create, namespace, dict(item))
     except kubernetes_errors.expected() as error:
-        # A try before this one may have got through although its answer was lost. The name holds a fresh UUID, so what
-        # bears it and our mark is that.
+        # A try before this one may have got through although its answer was lost.
         if kubernetes_errors.status_of(error) != 409:
             raise cluster.failure(error) from error
         existing = cluster.ask(read, name, namespace) if read else None
-        if existing is not None and not objects.is_ours(existing):
+        if existing is not None and not _same_start(existing, item):
             raise BadInput(
-                "job_id_taken", f"{name} exists in the namespace {namespace} and is not ours", "use another job_id"
+                "job_id_taken",
+                f"{name} exists in the namespace {namespace} already",
+                "python scripts/registry.py reconcile takes it up if it is yours; a new start needs another job_id",
             ) from error
         return existing
+
+
+def _same_start(existing: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
+    def start_of(metadata: Mapping[str, Any]) -> Any:
+        return (metadata.get("annotations") or {}).get(objects.START_ANNOTATION)
+
+    return bool(start_of(existing["metadata"]) == start_of(item["metadata"]) is not None)
 
 
 def _reached(

@@ -12,12 +12,12 @@ import pytest
 import requests
 import yaml
 from doubles.fault_proxy import Fault, FaultProxy
-from kubernetes_engine import Namespace, entry_of, kubeconfig, launch_spec, silent, written
+from kubernetes_engine import Namespace, entry_of, kubeconfig, launch_spec, running, silent, written
 from support import eventually, need_engine
 
 from inference_service import platforms
 from inference_service.contracts import Driver, ServiceEntry, State
-from inference_service.errors import ToolError
+from inference_service.errors import BadInput, ToolError
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
@@ -80,6 +80,20 @@ def test_a_create_whose_answer_was_lost_is_not_done_twice_and_not_taken_for_a_st
         assert namespace.one(kind)["metadata"]["ownerReferences"][0]["uid"] == owner
     driver.stop(entry)
     assert namespace.left() == {}
+
+
+def test_a_service_that_exists_is_neither_taken_for_ones_own_nor_removed_by_a_second_start(
+    driver: Driver, namespace: Namespace
+) -> None:
+    spec = launch_spec()
+    entry = entry_of(driver.start(spec, silent))
+    running(driver, entry)
+    with pytest.raises(BadInput) as refused:
+        driver.start(spec, silent)
+    assert refused.value.type == "job_id_taken"
+    assert driver.status(entry).state is State.RUNNING
+    assert set(namespace.left()) == {"jobs", "pods", "services"}
+    driver.stop(entry)
 
 
 def test_a_stop_whose_answer_was_lost_succeeds(driver: Driver, proxy: FaultProxy, namespace: Namespace) -> None:
