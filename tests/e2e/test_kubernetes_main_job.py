@@ -70,6 +70,7 @@ def services() -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in document.items() if isinstance(entry, dict)}
 
 
+@pytest.mark.xdist_group("kubernetes-gpus")
 def test_start_ask_look_and_stop_with_a_gpu_through_a_forwarded_port(namespace: Namespace) -> None:
     gpus = str(min(1, need_gpus(namespace)))
     started = run_script("start_service", *FORWARDED, "--num-gpus", gpus, timeout=300).document

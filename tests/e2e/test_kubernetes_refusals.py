@@ -39,6 +39,7 @@ def test_an_account_without_rights_is_told_so_and_nothing_is_made(
     assert "kubernetes_role.yaml" in failed["rights"].fix
 
 
+@pytest.mark.xdist_group("kubernetes-gpus")
 def test_the_rights_that_the_skill_lists_are_enough_for_everything(
     kubernetes: Driver, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

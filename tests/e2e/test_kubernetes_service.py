@@ -250,6 +250,7 @@ def test_a_path_of_the_node_is_seen_by_the_container(kubernetes: Driver, namespa
     assert "Read-only file system" in "".join(lines)
 
 
+@pytest.mark.xdist_group("kubernetes-gpus")
 def test_gpus_are_a_limit_of_the_job_and_too_many_are_refused_before_anything_is_made(
     kubernetes: Driver, namespace: Namespace
 ) -> None:
