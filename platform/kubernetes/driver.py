@@ -7,7 +7,8 @@ not make it look gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -110,10 +111,9 @@ class Driver:
 
         cluster = self._cluster(clusters.find())
         registered = [entry for entry in Registry().read().services.values() if entry.platform == self.name]
-        known = [clusters.of_entry(entry.extras) for entry in registered]
-        namespaces = {access.namespace for access in known if access.same_cluster(cluster.access)}
         starting = {entry.job_id for entry in registered if entry.status == STARTING}
-        return kubernetes_discovery.discover(cluster, sorted({cluster.access.namespace, *namespaces}), starting)
+        namespaces = {cluster.access.namespace, *_namespaces_of(registered, cluster.access)}
+        return kubernetes_discovery.discover(cluster, sorted(namespaces), starting)
 
     def reach(self, entry: ServiceEntry, report: Report) -> ServiceEntry:
         """The entry as it can be reached now.
@@ -176,3 +176,13 @@ class Driver:
 
     def _cluster_of(self, entry: ServiceEntry) -> Cluster:
         return self._cluster(clusters.of_entry(entry.extras))
+
+
+def _namespaces_of(entries: Iterable[ServiceEntry], access: Access) -> Iterator[str]:
+    """The namespaces of those entries that are on the same cluster."""
+    for entry in entries:
+        # An entry may be of a context that exists no longer.
+        with contextlib.suppress(ToolError):
+            known = clusters.of_entry(entry.extras)
+            if known.same_cluster(access):
+                yield known.namespace

@@ -34,6 +34,7 @@ _PROTOCOL = "v4.channel.k8s.io"
 _CHUNK_BYTES = 15 * 1024
 _WATCH_SECONDS = 240
 _STALLED_SECONDS = 60
+_WATCH_AGAIN_SECONDS = 1.0
 _ASK_AGAIN_SECONDS = 15.0
 _FINISHED = ("Complete", "Failed")
 
@@ -88,12 +89,14 @@ class Forwarder:
     def end_with_job(self) -> None:
         """Return never: when the Job is gone or has ended, the process ends."""
         while True:
+            pause = _WATCH_AGAIN_SECONDS
             try:
                 self._follow_job()
             except Exception as error:
                 # Whatever it is, the service may well be there: it is asked again.
                 self._say(f"watching the Job: {kubernetes_errors.explanation(error)}")
-            time.sleep(_ASK_AGAIN_SECONDS if self._said else 1)
+                pause = _ASK_AGAIN_SECONDS
+            time.sleep(pause)
 
     def _follow_job(self) -> None:
         cluster, name, namespace = Cluster(self._access), name_of(self._job_id), self._access.namespace
