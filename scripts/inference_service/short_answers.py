@@ -30,8 +30,10 @@ def get(session: requests.Session, entry: ServiceEntry, path: str, seconds: floa
             # Byte by byte, because a longer read would wait for all of it: a body may trickle, or never end.
             for byte in response.iter_content(1):
                 body += byte
-                if len(body) >= _MOST_BODY_BYTES or time.monotonic() > until:
+                if len(body) >= _MOST_BODY_BYTES:
                     break
+                if time.monotonic() > until:
+                    return f"no whole answer within {seconds:.1f} s"
             return response.status_code, bytes(body)
     except (
         requests.exceptions.InvalidURL,
