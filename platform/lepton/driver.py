@@ -71,7 +71,7 @@ class Driver:
             "endpoint": endpoint.document(spec, settings, settings.resource_shape, settings.node_group),
             "resource_shape": chosen,
             "secrets": endpoint.secret_names(spec),
-            "token": f"Lepton's, kept in {tokens.file_of(spec.job_id)}",
+            "token": f"made when it is started, kept in {tokens.file_of(spec.job_id)}",
         }
 
     def start(self, spec: LaunchSpec, report: Report) -> StartedService:
@@ -223,7 +223,10 @@ def _create_secrets(workspace: Workspace, secret_names: Mapping[str, str], value
 
 
 def _create_endpoint(workspace: Workspace, job_id: str, document: Mapping[str, Any]) -> Any | None:
-    """Create the endpoint and keep its token; what Lepton tells of it, if anything. A create whose answer got lost may have happened: it is looked for."""
+    """Create the endpoint and keep its token; what Lepton tells of it, if anything.
+
+    A create whose answer got lost may have happened all the same: then the endpoint is looked for.
+    """
     from leptonai.api.v2.types.deployment import LeptonDeployment, TokenVar
 
     wanted = LeptonDeployment(**document)

@@ -1,7 +1,7 @@
 """What one endpoint is to be like, as plain values, and what an endpoint of ours says of itself.
 
 It is made from a launch spec, shown by --dry-run and given to Lepton by `start`, in the shape in which the client takes
-it for both generations of the API. Secrets are names here: their values are Lepton secrets, which the endpoint refers to.
+it for both generations of the API. Secrets are names here: the endpoint refers to Lepton secrets that hold the values.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ _RESERVED_TARGETS = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """The platform's options of one launch, checked. What is None is left to Lepton, or still to be found (the shape)."""
+    """The platform's options of one launch, checked. What is None is left to Lepton, or still to be found."""
 
     resource_shape: str | None
     node_group: str | None
