@@ -141,8 +141,9 @@ class Driver:
         tokens.forget(entry.job_id)
 
     def reach(self, entry: ServiceEntry, report: Report) -> ServiceEntry:
-        """The entry, with a token that is valid: one that was lost with its starter is replaced by a new one."""
-        if entry.extras.get(AUTH_ENV) or tokens.file_of(entry.job_id).exists():
+        """The entry with its address, and a token that is valid: one that its starter could not keep is replaced."""
+        has_token = bool(entry.extras.get(AUTH_ENV)) or tokens.file_of(entry.job_id).exists()
+        if has_token and entry.host_url:
             return entry
         if entry.platform_job_id != names.endpoint_name(entry.job_id):
             # Not started by us: whether it wants a token, and which, is for its owner to register.
@@ -156,11 +157,13 @@ class Driver:
                 "python scripts/registry.py reconcile",
             )
         _require_ours(found, entry)
-        report(Progress("token", f"the token of {name} is not on this machine: setting a new one"))
-        with held_back():
-            _set_token(workspace, entry.job_id, found)
-        url = endpoint.url_of(found) or entry.host_url
-        return replace(entry, host_url=url, extras={**entry.extras, **_auth(entry.job_id)})
+        if not has_token:
+            report(Progress("token", f"the token of {name} is not on this machine: setting a new one"))
+            with held_back():
+                _set_token(workspace, entry.job_id, found)
+            entry = replace(entry, extras={**entry.extras, **_auth(entry.job_id)})
+        # A service that was found again before Lepton had given it an address has one now.
+        return replace(entry, host_url=endpoint.url_of(found) or entry.host_url)
 
     def discover(self) -> list[StartedService]:
         """The endpoints of our registry in the workspace that is in use."""

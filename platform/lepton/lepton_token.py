@@ -73,7 +73,16 @@ def replace(job_id: str, token: str, make_it_valid: Callable[[], None]) -> None:
 
 
 def forget(job_id: str) -> None:
-    """Remove the token of a service that is no more."""
+    """Remove the token of a service that is no more.
+
+    Raises:
+        ToolError: it cannot be removed.
+    """
     file = file_of(job_id)
     for each in (file, *file.parent.glob(f".{file.name}.*")):
-        each.unlink(missing_ok=True)
+        try:
+            each.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ToolError("token_not_removed", f"{each} cannot be removed: {error.strerror}", f"rm {each}") from error

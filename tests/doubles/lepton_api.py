@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -110,6 +111,8 @@ class LeptonApi:
         self.node_groups = {"ng-1a2b": "team-h100"}
         self.quota = (0.0, 8.0)
         self.collects_logs = True
+        self.shows_tokens = False
+        self.on_create: Callable[[Endpoint], None] = lambda endpoint: None
         self.calls: list[Call] = []
         self.faults: list[Fault] = []
         self._counter = itertools.count()
@@ -239,7 +242,10 @@ class LeptonApi:
             return 200, {}
         if method == "PATCH":
             return self._update(endpoint, body)
-        return 200, self.show(endpoint, ["***"] * len(endpoint.tokens))
+        return 200, self.show(endpoint, self._shown(endpoint))
+
+    def _shown(self, endpoint: Endpoint) -> list[str]:
+        return endpoint.tokens if self.shows_tokens else ["***"] * len(endpoint.tokens)
 
     def _explained(self, endpoint: Endpoint, what: str) -> dict[str, Any]:
         replica = f"{endpoint.wanted.name}-r0"
@@ -274,6 +280,7 @@ class LeptonApi:
         server = TaoServer(job_id, initialize_seconds=self.starting_seconds, load_seconds=self.load_seconds)
         server.__enter__()
         endpoint = Endpoint(wanted, body, tokens, server)
+        self.on_create(endpoint)
         self.endpoints[wanted.name] = endpoint
         return 201, self.show(endpoint, tokens)
 
@@ -283,7 +290,7 @@ class LeptonApi:
             if not tokens and not body["spec"].get("allow_unauthenticated_access"):
                 raise Refused(400, "no token left")
             endpoint.tokens = tokens
-        return 200, self.show(endpoint, ["***"] * len(endpoint.tokens))
+        return 200, self.show(endpoint, self._shown(endpoint))
 
     def _logs(self, query: dict[str, list[str]]) -> dict[str, Any]:
         (name,) = query["endpoint" if self.new_routes else "deployment"]
