@@ -56,6 +56,7 @@ def test_an_answer_comes_back_with_everything_an_agent_relies_on(server: TaoServ
     assert (answer["job_id"], answer["network_arch"]) == (JOB, "tao-dataservices")
     assert (answer["status"], answer["finish_reason"], answer["usage"]) == (200, "stop", None)
     assert (answer["attempts"], answer["files"]) == (1, [])
+    assert answer["parameters"] == {"max_tokens": 1024, "temperature": 0.7, "top_p": 0.8, "top_k": 5}
     assert 0 < answer["first_byte_seconds"] <= answer["latency_seconds"] < 10
     assert f"Sending to job_id={JOB} arch=tao-dataservices url={server.url}/v1/chat/completions" in result.stderr
     (request,) = server.requests
