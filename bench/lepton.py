@@ -20,7 +20,7 @@ from pathlib import Path
 SKILL = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(SKILL / "scripts"))
 sys.path.insert(0, str(SKILL / "tests"))
-from doubles.lepton_api import LeptonApi
+from doubles.lepton_api import LeptonApi  # noqa: E402
 
 BY_HAND = """
 import sys, time, requests

@@ -79,7 +79,7 @@ def refused(entry: ServiceEntry, http_status: int) -> ToolError:
     else:
         message, fix = (
             "wants a token, and none is registered",
-            f"register it with {AUTH_ENV} or {AUTH_FILE}: see registry.py write --help",
+            "name where it is: registry.py write … --auth-env NAME, or --auth-file FILE",
         )
     return ToolError("unauthorized", f"{entry.host_url} {message} (HTTP {http_status})", fix, job_id=entry.job_id)
 

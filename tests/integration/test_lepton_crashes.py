@@ -39,7 +39,7 @@ def killed_at(fault: Fault) -> str:
     process.communicate()
     fault.release.set()
     state = json.loads(Path(os.environ["TAO_INF_MS_STATE_FILE"]).read_text())
-    (job_id,) = (key for key in state if key != "latest")
+    (job_id,) = (str(key) for key in state if key != "latest")
     return job_id
 
 

@@ -108,4 +108,4 @@ def test_who_is_not_let_in_is_told_which_token_was_refused(tmp_path: Path) -> No
     error = http_session.refused(entry(auth_env="MY_ENDPOINT_TOKEN"), 403)
     assert error.type == "unauthorized"
     assert "the environment variable MY_ENDPOINT_TOKEN" in error.message
-    assert "auth_env" in http_session.refused(entry(), 401).fix
+    assert "--auth-env NAME" in http_session.refused(entry(), 401).fix
