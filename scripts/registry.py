@@ -62,6 +62,9 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     write.add_argument("--platform-job-id", metavar="ID", help="the platform's own id of it")
     write.add_argument("--image", metavar="IMAGE", help="its container image")
     write.add_argument("--model-path", metavar="M", help="the model that it serves")
+    token = write.add_mutually_exclusive_group()
+    token.add_argument("--auth-env", metavar="NAME", help="the environment variable that holds the token it wants")
+    token.add_argument("--auth-file", metavar="FILE", help="the file, yours alone (mode 0600), that holds the token")
 
 
 def main(arguments: argparse.Namespace) -> Mapping[str, Any]:

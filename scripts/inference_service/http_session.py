@@ -1,28 +1,95 @@
-"""The HTTP session in which a service is spoken to. `requests` is imported here, when the first one is made."""
+"""The HTTP session in which a service is spoken to. `requests` is imported here, when the first one is made.
+
+A service that wants a token is registered with where the token is, never with the token: an entry's extras name an
+environment variable (`auth_env`) or a file that only its owner can read (`auth_file`).
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
+import stat
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from inference_service.contracts import ServiceEntry
+from inference_service.errors import ToolError
 
 if TYPE_CHECKING:
     import requests
 
+AUTH_ENV = "auth_env"
+AUTH_FILE = "auth_file"
+REFUSED = (401, 403)
+"""The statuses of who is not let in."""
+# What RFC 6750 allows in a header, roughly: a line end in it would be another header.
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
 
 def session_for(entry: ServiceEntry) -> requests.Session:
-    """A session for this service.
+    """A session for this service; its requests carry the service's token where it has one, read anew for each.
 
     A service on this machine is reached directly: a proxy of the environment (HTTP_PROXY) would look for it on its own
     machine, and ~/.netrc has nothing to say to it. Elsewhere the user's proxy settings hold.
+
+    Raises:
+        ToolError: the service's token cannot be read, or would be sent where everybody on the way can read it.
     """
     import requests
 
     session = requests.Session()
     session.trust_env = not is_loopback(entry.host_url)
+    if token(entry) is not None:
+        # As `auth`, not as a header: requests then keeps ~/.netrc out of it, and gives it to no other host.
+        session.auth = lambda request: _authorized(request, entry)
     return session
+
+
+def token(entry: ServiceEntry, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The token that the service wants, None where it wants none. For the request, and for nothing else.
+
+    Raises:
+        ToolError: see `session_for`.
+    """
+    name, file = entry.extras.get(AUTH_ENV), entry.extras.get(AUTH_FILE)
+    if not name and not file:
+        return None
+    if not is_loopback(entry.host_url) and urlsplit(entry.host_url).scheme != "https":
+        raise ToolError(
+            "token_unprotected",
+            f"the token of {entry.job_id} is not sent to {entry.host_url}: without https everybody on the way reads it",
+            "register the service with its https address",
+        )
+    value = _of_environment(entry, str(name), environ) if name else _of_file(entry, str(file))
+    if not _TOKEN.fullmatch(value):
+        raise ToolError("token_malformed", f"what {describe(entry)} holds is no token", f"correct {name or file}")
+    return value
+
+
+def refused(entry: ServiceEntry, http_status: int) -> ToolError:
+    """The error for a service, or what stands before it, that did not let us in."""
+    source = describe(entry)
+    if source:
+        message, fix = (
+            f"refuses the token of {source}",
+            f"correct {source}: its owner, or who started it, has the token",
+        )
+    else:
+        message, fix = (
+            "wants a token, and none is registered",
+            "name where it is: registry.py write … --auth-env NAME, or --auth-file FILE",
+        )
+    return ToolError("unauthorized", f"{entry.host_url} {message} (HTTP {http_status})", fix, job_id=entry.job_id)
+
+
+def describe(entry: ServiceEntry) -> str:
+    """Where the service's token comes from, in words; empty where it wants none."""
+    if name := entry.extras.get(AUTH_ENV):
+        return f"the environment variable {name}"
+    file = entry.extras.get(AUTH_FILE)
+    return f"the file {file}" if file else ""
 
 
 def is_loopback(url: str) -> bool:
@@ -37,3 +104,40 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _authorized(request: requests.PreparedRequest, entry: ServiceEntry) -> requests.PreparedRequest:
+    request.headers["Authorization"] = f"Bearer {token(entry)}"
+    return request
+
+
+def _of_environment(entry: ServiceEntry, name: str, environ: Mapping[str, str]) -> str:
+    value = environ.get(name, "").strip()
+    if not value:
+        raise ToolError(
+            "token_missing", f"the service {entry.job_id} wants a token, and {name} is not set", f"export {name}=…"
+        )
+    return value
+
+
+def _of_file(entry: ServiceEntry, file: str) -> str:
+    try:
+        # Opened once and looked at then: what is read is what was checked.
+        with os.fdopen(
+            os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), encoding="utf-8"
+        ) as opened:
+            about = os.fstat(opened.fileno())
+            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+                raise ToolError(
+                    "token_file_unsafe",
+                    f"{file}, which holds the token of {entry.job_id}, is not a file that only you can read",
+                    f"chmod 600 {file}; who could read it has the token: replace it",
+                )
+            return opened.read().strip()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ToolError(
+            "token_missing",
+            f"the token of {entry.job_id} cannot be read from {file}: {why}",
+            f"wait_ready.py --job-id {entry.job_id} sets a new one where the platform can; else start it again",
+        ) from error

@@ -28,6 +28,8 @@ _POLL_TIMEOUT_SECONDS = 5.0
 _SIDE_QUESTION_SECONDS = 0.5
 _SIDE_QUESTION_SHARE = 10
 _SAY_AGAIN_SECONDS = 5.0
+# A token that was just made may need a moment to be known everywhere.
+_TOKEN_SETTLES_SECONDS = 20.0
 
 
 def pause(elapsed: float) -> float:
@@ -105,6 +107,7 @@ class _Wait:
         self._progress_turn, self._status_turn = _Turn(), _Turn(self._begun + _SIDE_QUESTION_SECONDS)
         self._said: tuple[str, str] | None = None
         self._said_at = 0.0
+        self._refused_since: float | None = None
 
     def run(self) -> float:
         with self._session:
@@ -150,6 +153,17 @@ class _Wait:
             )
         if self._seen.verdict is Verdict.FAILED:
             raise self._failed(self._seen.word, self._seen.message)
+        self._refuse_refused()
+
+    def _refuse_refused(self) -> None:
+        """A token that is refused again and again is the wrong one: no waiting makes it right."""
+        if self._seen.http_status not in http_session.REFUSED:
+            self._refused_since = None
+            return
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since >= _TOKEN_SETTLES_SECONDS:
+            raise http_session.refused(self._entry, self._seen.http_status)
 
     def _failed(self, word: str, message: str) -> ToolError:
         return ToolError(

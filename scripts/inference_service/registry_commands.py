@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from inference_service import references, registry_entries, routing
+from inference_service import paths, references, registry_entries, routing
 from inference_service.contracts import ServiceEntry
 from inference_service.errors import BadInput
+from inference_service.http_session import AUTH_ENV, AUTH_FILE
 from inference_service.registry import Registry, Snapshot
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -133,8 +135,23 @@ def _registration(arguments: argparse.Namespace, snapshot: Snapshot) -> ServiceE
         docker_url=known.docker_url,
         started_at=known.started_at or registry_entries.now(),
         stop_after=known.stop_after,
-        extras=known.extras,
+        extras=_with_token_source(known.extras, arguments.auth_env, arguments.auth_file),
     )
+
+
+def _with_token_source(extras: Mapping[str, Any], auth_env: str | None, auth_file: str | None) -> dict[str, Any]:
+    """The extras with where the service's token is; the token itself is refused, should it be given in its place."""
+    if auth_env is not None and not _ENV_NAME.fullmatch(auth_env):
+        raise BadInput(
+            "bad_auth_env",
+            "--auth-env takes the name of an environment variable; what was given is none, and is not repeated here",
+            "export MY_TOKEN=…, then --auth-env MY_TOKEN; a token that was typed is in the shell's history: replace it",
+        )
+    if auth_env is None and auth_file is None:
+        return dict(extras)
+    given = {AUTH_ENV: auth_env, AUTH_FILE: paths.absolute(auth_file) if auth_file else None}
+    # The file's keys that a registration leaves out stay: the source that holds no longer has to be null.
+    return {**extras, **{key: value for key, value in given.items() if value is not None or key in extras}}
 
 
 def _host_url(text: str) -> urllib.parse.SplitResult:

@@ -149,6 +149,8 @@ class Exchange:
             raise self._service.fault(seen.word, f"the service failed and will not answer: {said}")
         if status in (202, 503):
             return seen
+        if status in http_session.REFUSED:
+            raise http_session.refused(self._entry, status)
         if status == 500:
             raise self._service.fault("inference_failed", f"the service failed at this request: {said}")
         if status not in (400, 404):

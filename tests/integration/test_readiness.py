@@ -61,7 +61,7 @@ def free_port() -> int:
 def test_it_is_reported_ready_soon_after_it_is_and_never_before(shape: str, load_seconds: float) -> None:
     with TaoServer(JOB, initialize_seconds=0.1, load_seconds=load_seconds, shape=shape) as server:
         waited = wait(server)
-    # The poll schedule is held to half a second by its own test, and measured by bench/readiness.py; a busy machine adds.
+    # Half a second is what the poll schedule gives, by its own test and by bench/readiness.py; a busy machine adds.
     assert waited.lag < 2
     assert waited.seconds >= load_seconds
 
