@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 # A create or start on a busy disk takes its time; a pull and a log have no limit of their own.
 _TIMEOUT_SECONDS = 60
 LOCAL_SOCKET = "unix:///var/run/docker.sock"
+_NOT_RUNNING = re.compile(r"FileNotFoundError|ConnectionRefused|Connection refused")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -74,13 +77,12 @@ def connection_error(error: BaseException, address: str) -> ToolError:
             f"this user may not use the Docker daemon at {address}",
             'sudo usermod -aG docker "$USER" && newgrp docker',
         )
-    if not is_on_this_machine(address):
-        return ToolError(
-            "docker_unreachable", f"{told}: {text}", f"try it by hand: DOCKER_HOST={address} docker version"
-        )
+    if not is_on_this_machine(address) or not _NOT_RUNNING.search(text):
+        # The docker command reads the same settings, and says more of what is wrong with them.
+        return ToolError("docker_unreachable", f"{told}: {text}", f"DOCKER_HOST={shlex.quote(address)} docker info")
     return ToolError(
         "docker_unreachable",
-        f"{told}: is it running?",
+        f"{told}: it does not run",
         "sudo systemctl start docker (Linux), or open Docker Desktop; a daemon elsewhere is named by DOCKER_HOST",
     )
 

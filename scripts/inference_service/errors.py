@@ -18,8 +18,8 @@ from typing import Any
 class ToolError(Exception):
     """Something failed.
 
-    `type` is a stable snake_case word for programs, `message` says what happened and names the value, `fix` says what to
-    do next (a command wherever there is one). `details` are further JSON fields of the error.
+    `type` is a stable snake_case word for programs, `message` says what happened and names the value, `fix` says what
+    to do next (a command wherever there is one). `details` are further JSON fields of the error.
     """
 
     exit_status = 1

@@ -52,17 +52,22 @@ def run(parser: argparse.ArgumentParser, program: Program, render: Render | None
     already printed all it has to say (a stream) returns None.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    as_json = "--json" in sys.argv or not sys.stdout.isatty()
     try:
-        document = program(parser.parse_args())
-        if document is not None:
-            _print(document, as_json, render or _list_fields)
-        sys.stdout.flush()
-        return 0
+        return _run(parser, program, render or _list_fields)
     except BrokenPipeError:
         # The reader went away. Python would complain once more while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _run(parser: argparse.ArgumentParser, program: Program, render: Render) -> int:
+    as_json = "--json" in sys.argv or not sys.stdout.isatty()
+    try:
+        document = program(parser.parse_args())
+        if document is not None:
+            _print(document, as_json, render)
+        sys.stdout.flush()
+        return 0
     except (ToolError, DecisionNeeded) as error:
         _print(error.document(), as_json, _show_problem)
         return error.exit_status

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from support import run_script
+import os
+import subprocess
+import sys
+
+from support import SCRIPTS, run_script
 
 NO_DAEMON = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
 
@@ -32,3 +36,15 @@ def test_an_unknown_platform_is_bad_input_that_lists_those_there_are() -> None:
 def test_a_planted_key_is_not_printed() -> None:
     done = run_script("preflight", env={"NGC_KEY": "nvapi-planted-key", "HF_TOKEN": "hf_planted_token"})
     assert "planted" not in done.stdout + done.stderr
+
+
+def test_a_reader_that_goes_away_before_an_error_is_printed_gets_no_traceback() -> None:
+    script = [sys.executable, str(SCRIPTS / "preflight.py"), "--platform", "local-docker"]
+    process = subprocess.Popen(
+        script, env={**os.environ, **NO_DAEMON}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1

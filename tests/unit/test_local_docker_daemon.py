@@ -107,6 +107,14 @@ def test_a_socket_that_this_user_may_not_open_says_which_group_to_join() -> None
     assert "usermod -aG docker" in error.fix
 
 
+def test_a_daemon_that_answers_wrongly_is_quoted_and_not_taken_for_stopped() -> None:
+    broken = daemon.connection_error(ValueError("not enough values to unpack"), "unix:///x")
+    assert "not enough values" in broken.message
+    assert broken.fix == "DOCKER_HOST=unix:///x docker info"
+    elsewhere = daemon.connection_error(OSError("Connection refused"), "tcp://box:2376")
+    assert elsewhere.fix == "DOCKER_HOST=tcp://box:2376 docker info"
+
+
 def test_the_current_docker_context_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker")
     import hashlib
