@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-_OURS = ("TAO_", "IMAGE_", "SLURM_", "LEPTON_", "BREV_", "NGC_", "HF_TOKEN", "ANTHROPIC_", "WANDB_", "CLEARML_")
+_OURS = (
+    "TAO_",
+    "IMAGE_",
+    "SLURM_",
+    "SSH_KEY_PATH",
+    "LEPTON_",
+    "BREV_",
+    "NGC_",
+    "HF_TOKEN",
+    "ANTHROPIC_",
+    "WANDB_",
+    "CLEARML_",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from inference_service import http_session, references, secrets
+from inference_service import http_session, reaching, references, secrets
 from inference_service.contracts import Driver, PlatformStatus, Progress, Report, ServiceEntry, State
 from inference_service.errors import BadInput, NotReady, ToolError
 from inference_service.readiness_answers import Loading, Seen, Verdict, loading, understand
@@ -103,6 +103,7 @@ class _Wait:
         self._loading: Loading | None = None
         self._status = PlatformStatus(State.RUNNING)
         self._progress_turn, self._status_turn = _Turn(), _Turn(self._begun + _SIDE_QUESTION_SECONDS)
+        self._out_of_reach = ""
         self._said: tuple[str, str] | None = None
         self._said_at = 0.0
 
@@ -180,6 +181,16 @@ class _Wait:
         self._status_turn.after(asked)
         if self._status.dead:
             raise died(self._entry, self._driver, self._status)
+        if self._status.state is State.RUNNING and self._seen.http_status is None:
+            self._reach_again()
+
+    def _reach_again(self) -> None:
+        # It runs and does not answer: it may have begun only now, or its tunnel has died since.
+        try:
+            self._entry = reaching.reachable(self._entry, self._driver, self._report)
+            self._out_of_reach = ""
+        except ToolError as error:
+            self._out_of_reach = error.message
 
     def _say(self) -> None:
         if self._loading is not None:
@@ -195,6 +206,8 @@ class _Wait:
             message += f"; {self._entry.platform} cannot be asked about it: {self._status.reason}"
         elif self._status.state is State.PENDING:
             message += f"; pending on {self._entry.platform}: {self._status.reason}"
+        elif self._out_of_reach:
+            message += f"; it cannot be reached: {self._out_of_reach}"
         now = time.monotonic()
         if (stage, message) != self._said or now >= self._said_at + _SAY_AGAIN_SECONDS:
             self._said, self._said_at = (stage, message), now
