@@ -28,7 +28,7 @@ class ImageNames:
 def names(image: str) -> ImageNames:
     """The image's names: a registry's image, or a file that the nodes see.
 
-    Pyxis takes `registry#image:tag` and .sqsh files (its README), Apptainer docker://, .sif files, folders and archives.
+    Pyxis takes `registry#image:tag` and .sqsh files (its README), Apptainer docker://, .sif, folders and archives.
     """
     if image.startswith(_APPTAINER_SCHEMES):
         return ImageNames(None, image)

@@ -93,8 +93,8 @@ def _preparation(spec: LaunchSpec) -> list[str]:
         "set -m",
         """trap '[ -z "$child" ] || kill -TERM -- "-$child" 2>/dev/null' TERM""",
         # Which of the node's GPUs are the job's is Slurm's to say; packages in the user's home are not the image's.
-        'export "APPTAINERENV_CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-}" APPTAINERENV_PYTHONNOUSERSITE=1',
-        '[ -n "${CUDA_VISIBLE_DEVICES-}" ] || unset APPTAINERENV_CUDA_VISIBLE_DEVICES',
+        '[ -z "${CUDA_VISIBLE_DEVICES-}" ] || export_to_container CUDA_VISIBLE_DEVICES "$CUDA_VISIBLE_DEVICES"',
+        "export_to_container PYTHONNOUSERSITE 1",
     ]
     if spec.secret_env:
         lines += [
@@ -128,8 +128,9 @@ def _pyxis(spec: LaunchSpec, images: ImageNames) -> list[str]:
     if spec.mounts:
         mounts = ",".join(f"{mount.source}:{mount.target}:{_mode(mount)}" for mount in spec.mounts)
         words.append(f"--container-mounts={shlex.quote(mounts)}")
-    # Of variables that the image sets as well, these are taken from the job.
-    return [*words, '--container-env="$names"', "--no-container-mount-home"]
+    # Of variables that the image sets as well, these are the ones of the job. As with Apptainer, the home folder is there
+    # (weights that were downloaded once stay in its cache).
+    return [*words, '--container-env="$names"', "--container-mount-home", "--container-writable"]
 
 
 def _apptainer(spec: LaunchSpec, images: ImageNames) -> list[str]:

@@ -100,11 +100,11 @@ class SlurmCluster:
         return found
 
     @contextlib.contextmanager
-    def pyxis(self) -> Iterator[None]:
-        """On every node `srun` is the stand-in for one with the Pyxis plugin."""
+    def pyxis(self, image: str) -> Iterator[None]:
+        """On every node `srun` is the stand-in for one with the Pyxis plugin, which finds smollm2 as `image`."""
         for node in self.nodes:
             docker("cp", str(PYXIS), f"{node.container}:/usr/local/bin/srun")
-            node.run("chmod 755 /usr/local/bin/srun")
+            node.run(f"chmod 755 /usr/local/bin/srun; echo {image} {SIF} >/etc/pyxis-images")
         try:
             yield
         finally:
