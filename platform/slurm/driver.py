@@ -2,7 +2,7 @@
 
 A job is submitted with one ssh connection and returned at once: it may wait in the queue for hours. Its service is
 reached through an ssh tunnel from a port of this machine to the job's node, which `reach` opens once the job runs, and
-again whenever it died. The cluster is remembered with the service (`slurm_cluster`).
+again whenever it died. The cluster is remembered with the service (`slurm_connection`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-import slurm_cluster
+import slurm_connection
 import slurm_images
 import slurm_jobs
 import slurm_labels
 import slurm_options
 import slurm_script
 import slurm_tunnel
-from slurm_cluster import Cluster
+from slurm_connection import Cluster
 from slurm_states import Job
 
 from inference_service import paths, ports
@@ -71,7 +71,7 @@ class Driver:
         """The job script, how it is submitted, and the tunnel."""
         settings = slurm_options.settings(spec)
         try:
-            cluster = slurm_cluster.from_environ()
+            cluster = slurm_connection.from_environ()
         except BadInput:
             cluster = Cluster(("$SLURM_HOSTNAME",), "$SLURM_USER")
         port = spec.host_port or "PORT"
@@ -96,7 +96,7 @@ class Driver:
             )
         if not ports.can_bind(spec.host_port, _ADDRESS):
             raise PortTaken(spec.host_port)
-        cluster = slurm_cluster.from_environ()
+        cluster = slurm_connection.from_environ()
         env_file = slurm_script.env_file(secrets.read(spec.secret_env))
         started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         labels = slurm_labels.labels_of(spec, started_at)
@@ -127,12 +127,12 @@ class Driver:
         """The job's output and errors, from its file in the user's home on the cluster."""
         import slurm_log
 
-        return slurm_log.lines(slurm_cluster.of_entry(entry), entry.job_id, tail, follow)
+        return slurm_log.lines(slurm_connection.of_entry(entry), entry.job_id, tail, follow)
 
     def stop(self, entry: ServiceEntry) -> None:
         """Cancel the job, wait until Slurm has ended it, remove its folder there and its tunnel here."""
         slurm_tunnel.close(entry.job_id)
-        slurm_jobs.stop(slurm_cluster.of_entry(entry), entry.job_id, _number(entry))
+        slurm_jobs.stop(slurm_connection.of_entry(entry), entry.job_id, _number(entry))
 
     def reach(self, entry: ServiceEntry, report: Report) -> ServiceEntry:
         """The entry with a tunnel that runs, when its job does. A job that waits is no error: it has no node yet."""
@@ -149,7 +149,7 @@ class Driver:
 
     def discover(self) -> list[StartedService]:
         """The jobs of our registry on the cluster that the environment names, waiting ones included."""
-        cluster = slurm_cluster.from_environ()
+        cluster = slurm_connection.from_environ()
         ours = paths.registry_owner()
         return [
             _discovered(found, cluster)
@@ -158,7 +158,7 @@ class Driver:
         ]
 
     def _ask(self, entry: ServiceEntry) -> Job | PlatformStatus:
-        return slurm_jobs.ask(slurm_cluster.of_entry(entry), entry.job_id, _number(entry))
+        return slurm_jobs.ask(slurm_connection.of_entry(entry), entry.job_id, _number(entry))
 
     def _begin(self, entry: ServiceEntry, cluster: Cluster, report: Report) -> ServiceEntry:
         """The entry with its tunnel if the job begins soon; what keeps it waiting is reported."""
@@ -171,7 +171,7 @@ class Driver:
         return entry
 
     def _tunnelled(self, entry: ServiceEntry, job: Job, report: Report) -> ServiceEntry:
-        cluster = slurm_cluster.of_entry(entry)
+        cluster = slurm_connection.of_entry(entry)
         again = slurm_tunnel.PID_FIELD in entry.extras
         port = entry.host_port
         if port is None or (again and not ports.can_bind(port, _ADDRESS)):

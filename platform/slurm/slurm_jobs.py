@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import slurm_programs as programs
 import slurm_ssh
 import slurm_states
-from slurm_cluster import Cluster
+from slurm_connection import Cluster
 from slurm_labels import job_name, parse
 from slurm_ssh import Answer, ConnectionCut
 from slurm_states import Job

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import slurm_programs as programs
 import slurm_ssh
-from slurm_cluster import Cluster
+from slurm_connection import Cluster
 
 from inference_service.errors import ToolError
 

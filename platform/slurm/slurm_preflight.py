@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import slurm_cluster
+import slurm_connection
 import slurm_ssh
-from slurm_cluster import Cluster
+from slurm_connection import Cluster
 from slurm_options import CLUSTERS_DEFAULT
 
 from inference_service.contracts import Check
@@ -38,7 +38,7 @@ def checks(environ: Mapping[str, str] = os.environ) -> list[Check]:
     """All checks that can be made: without ssh or a login host those that need them are left out."""
     found = [_ssh()]
     try:
-        cluster = slurm_cluster.from_environ(environ)
+        cluster = slurm_connection.from_environ(environ)
     except ToolError as error:
         return [*found, Check("login hosts", False, error.message, error.fix)]
     if not found[0].ok:

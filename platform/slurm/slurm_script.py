@@ -128,8 +128,8 @@ def _pyxis(spec: LaunchSpec, images: ImageNames) -> list[str]:
     if spec.mounts:
         mounts = ",".join(f"{mount.source}:{mount.target}:{_mode(mount)}" for mount in spec.mounts)
         words.append(f"--container-mounts={shlex.quote(mounts)}")
-    # Of variables that the image sets as well, these are the ones of the job. As with Apptainer, the home folder is there
-    # (weights that were downloaded once stay in its cache).
+    # Of variables that the image sets as well, the job's are taken. The home folder is there, as with Apptainer:
+    # weights that were downloaded once stay in its cache.
     return [*words, '--container-env="$names"', "--container-mount-home", "--container-writable"]
 
 

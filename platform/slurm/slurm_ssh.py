@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from slurm_cluster import Cluster
+from slurm_connection import Cluster
 
 from inference_service.errors import ToolError
 

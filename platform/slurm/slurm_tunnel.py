@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import slurm_ssh
-from slurm_cluster import Cluster
+from slurm_connection import Cluster
 
 from inference_service import paths, ports, processes
 from inference_service.contracts import ServiceEntry

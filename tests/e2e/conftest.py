@@ -1,4 +1,4 @@
-"""A real Docker engine for a test, from which everything that the test started is removed."""
+"""Real engines for a test, from which everything that the test started is removed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+import slurm_cluster
 from docker_engine import Engine, need_docker
+from slurm_cluster import SlurmCluster
+from support import need_engine, run_script
 
 
 @pytest.fixture
@@ -26,3 +29,27 @@ def network(engine: Engine) -> Iterator[str]:
         engine.api.remove_container(name_on_it, force=True)
     for found in engine.api.networks(names=[name]):
         engine.api.remove_network(found["Id"])
+
+
+@pytest.fixture(scope="session")
+def running_slurm() -> Iterator[SlurmCluster]:
+    why_not = slurm_cluster.why_not()
+    need_engine("slurm", not why_not, why_not)
+    with slurm_cluster.running() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(own_state: None, running_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """A cluster that the environment names. What a test leaves of its services is stopped; nothing may be left then."""
+    for name, value in running_slurm.environ.items():
+        monkeypatch.setenv(name, value)
+    yield running_slurm
+    for name, value in running_slurm.environ.items():
+        monkeypatch.setenv(name, value)
+    run_script("registry", "reconcile", expect=None)
+    run_script("stop_service", "--all", expect=None)
+    running_slurm.mend()
+    assert running_slurm.jobs() == {}
+    assert running_slurm.left() == []
+    assert running_slurm.tunnels() == []

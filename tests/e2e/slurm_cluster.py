@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from support import eventually
 
 IMAGE = "tao-e2e/slurm:sid"
@@ -99,6 +101,25 @@ class SlurmCluster:
             found += [f"{node.name}: {line}" for line in listed if "sshd" not in line and "ssh-" not in line]
         return found
 
+    def tunnels(self) -> list[int]:
+        """The pids of this machine's tunnels into the cluster."""
+        return [
+            process.pid
+            for process in psutil.process_iter()
+            if (line := _command_line(process)) and "-L" in line and str(self.folder / "config") in line
+        ]
+
+    def state(self, number: str) -> str:
+        """What the controller says of a job, over or not."""
+        found = re.search(r"JobState=(\w+)", self.slurm(f"scontrol --oneliner show job {number}"))
+        return found[1] if found else ""
+
+    def mend(self) -> None:
+        """Every node takes jobs again, and no connection will be cut."""
+        (self.folder / "cut").unlink(missing_ok=True)
+        for node in self.nodes:
+            self.slurm(f"scontrol update nodename={node.name} state=resume 2>/dev/null || true")
+
     @contextlib.contextmanager
     def pyxis(self, image: str) -> Iterator[None]:
         """On every node `srun` is the stand-in for one with the Pyxis plugin, which finds smollm2 as `image`."""
@@ -145,6 +166,13 @@ def running(number_of_nodes: int = 2) -> Iterator[SlurmCluster]:
         docker("network", "rm", prefix, check=False)
         docker("volume", "rm", "--force", *volumes, check=False)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def _node(prefix: str, number: int, number_of_nodes: int, volumes: tuple[str, str]) -> Node:
