@@ -12,10 +12,16 @@ import argparse
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inference_service import output, progress
+from inference_service import output
 from inference_service.errors import NotReady, ToolError
+
+if TYPE_CHECKING:
+    from inference_service.contracts import LaunchSpec, ServiceEntry
+    from inference_service.registry import Registry
+
+_MOST_PORTS_LOST = 3
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,8 +51,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     readiness.require_timeout(arguments.timeout)
     spec = launch_options.spec_from(arguments, os.environ)
-    driver = platforms.load(spec.platform)
     if arguments.dry_run:
+        driver = platforms.load(spec.platform)
         driver.check(spec)
         named = {name: getattr(spec, name) for name in ("job_id", "network_arch", "platform", "image", "model_path")}
         return {
@@ -57,28 +63,47 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         }
 
     services = registry.Registry()
-    with progress.reporting(arguments.events) as report:
-        entry = lifecycle.start(spec, report, services)
     try:
-        document = _document(entry)
-        if not arguments.events:
-            _say_started(document)
-        if arguments.no_wait:
-            lifecycle.require_alive(entry, driver)
-            return document | {"ready": False, "seconds": round(time.monotonic() - began, 2)}
-        with progress.reporting(arguments.events) as report:
-            readiness.wait(entry, driver, arguments.timeout, report)
-        return document | {"ready": True, "seconds": round(time.monotonic() - began, 2)}
-    except NotReady as error:
-        error.message += "; it keeps running and is registered"
-        raise
-    except ToolError as error:
-        lifecycle.discard(entry, services, error)
+        entry = _start(spec, arguments, services)
     except (KeyboardInterrupt, output.Terminated) as interruption:
-        raise lifecycle.keeps_running(interruption, entry) from None
+        raise lifecycle.with_what_became_of_it(interruption, spec.job_id, services) from None
+    return _document(entry) | {"ready": not arguments.no_wait, "seconds": round(time.monotonic() - began, 2)}
 
 
-def _document(entry: Any) -> dict[str, Any]:
+def _start(spec: LaunchSpec, arguments: argparse.Namespace, services: Registry) -> ServiceEntry:
+    """The service, started and, unless the user does not wait, ready."""
+    from inference_service import lifecycle, platforms, progress, readiness
+    from inference_service.contracts import Progress
+
+    driver = platforms.load(spec.platform)
+    lost_ports: set[int] = set()
+    while True:
+        with progress.reporting(arguments.events) as report:
+            entry = lifecycle.start(spec, report, services, lost_ports)
+        if not arguments.events:
+            _say_started(_document(entry))
+        try:
+            if arguments.no_wait:
+                lifecycle.require_alive(entry, driver)
+            else:
+                with progress.reporting(arguments.events) as report:
+                    readiness.wait(entry, driver, arguments.timeout, report)
+            return entry
+        except NotReady as error:
+            error.message += "; it keeps running and is registered"
+            raise
+        except ToolError as error:
+            gone = lifecycle.discard(entry, services, error)
+            if not gone or spec.host_port is not None or not lifecycle.lost_its_port(entry, error):
+                raise
+            if len(lost_ports) == _MOST_PORTS_LOST:
+                raise
+            lost_ports.add(entry.host_port or 0)
+            with progress.reporting(arguments.events) as report:
+                report(Progress("starting", f"another program took port {entry.host_port} first: starting on another"))
+
+
+def _document(entry: ServiceEntry) -> dict[str, Any]:
     from inference_service import references
 
     shown = ("job_id", "network_arch", "platform", "host_url", "host_port", "docker_url", "platform_job_id", "image",

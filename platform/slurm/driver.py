@@ -106,14 +106,14 @@ class Driver:
             with held_back():
                 number = slurm_jobs.submit(cluster, spec.job_id, script, env_file, report)
             report(Progress("submitted", f"Slurm job {number}", details={"platform_job_id": number}))
-            entry = _entry(_started(spec, cluster, number, started_at))
-            entry = self._begin(entry, cluster, report)
+            started = _started(spec, cluster, number, started_at)
+            entry = self._begin(_entry(started), cluster, report)
         except BaseException as error:
             if not isinstance(error, ToolError) or error.type not in _NOTHING_SUBMITTED:
                 with held_back(deliver=False):
                     _undo(cluster, spec.job_id, error)
             raise
-        return replace(_started(spec, cluster, number, started_at), extras=entry.extras)
+        return replace(started, host_port=entry.host_port, host_url=entry.host_url, extras=entry.extras)
 
     def status(self, entry: ServiceEntry) -> PlatformStatus:
         """One ssh connection: squeue, and for a job that it does not know sacct and scontrol."""
@@ -173,15 +173,17 @@ class Driver:
     def _tunnelled(self, entry: ServiceEntry, job: Job, report: Report) -> ServiceEntry:
         cluster = slurm_connection.of_entry(entry)
         again = slurm_tunnel.PID_FIELD in entry.extras
-        port = entry.host_port
-        if port is None or (again and not ports.can_bind(port, _ADDRESS)):
-            # Somebody took the port while the tunnel was down.
-            port = _free_port()
         first = entry.extras.get(slurm_tunnel.HOST_FIELD)
+        login = first if isinstance(first, str) else None
         node_port = _integer(entry.extras.get(PORT_FIELD)) or 8080
-        found = slurm_tunnel.open(
-            cluster, first if isinstance(first, str) else None, entry.job_id, port, job.node, node_port
-        )
+        port = entry.host_port or _free_port()
+        try:
+            found = slurm_tunnel.open(cluster, login, entry.job_id, port, job.node, node_port)
+        except PortTaken:
+            # Somebody took it while the job waited or the tunnel was down. The job is not to be given up for that.
+            taken, port = port, _free_port()
+            report(Progress("tunnel", f"port {taken} was taken by another program, {port} is used instead"))
+            found = slurm_tunnel.open(cluster, login, entry.job_id, port, job.node, node_port)
         told = "the ssh tunnel had ended and is open again" if again else "the ssh tunnel is open"
         report(Progress("tunnel", f"{told}: port {port} to {job.node}:{node_port} by {found.login}"))
         moved = replace(entry, host_port=port, host_url=_url(port))

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from inference_service import output, platforms, readiness, secrets
+from inference_service import http_session, output, platforms, ports, readiness, secrets
 from inference_service.contracts import Driver, LaunchSpec, PlatformStatus, Progress, Report, ServiceEntry, State
-from inference_service.errors import NotReady, PortTaken, ToolError
+from inference_service.errors import BadInput, NotReady, PortTaken, ToolError
 from inference_service.interruption import held_back
 from inference_service.reconciliation import settle_reservations
-from inference_service.registry import STARTING, Registry, reservation_is_dead
+from inference_service.registry import RUNNING, STARTING, Registry, reservation_is_dead
 
 _MOST_PORTS_TRIED = 20
 _AT_ONCE_SECONDS = 1.0
@@ -34,8 +34,8 @@ class StopReport:
     failed: tuple[Mapping[str, str], ...]
 
 
-def start(spec: LaunchSpec, report: Report, registry: Registry) -> ServiceEntry:
-    """Start the service and register it; its entry. It is not waited for.
+def start(spec: LaunchSpec, report: Report, registry: Registry, avoid: Collection[int] = ()) -> ServiceEntry:
+    """Start the service and register it; its entry. It is not waited for. It gets none of the ports in `avoid`.
 
     Raises:
         BadInput: the platform cannot run that, a secret is not set, or the host port is not free; nothing was changed.
@@ -47,15 +47,14 @@ def start(spec: LaunchSpec, report: Report, registry: Registry) -> ServiceEntry:
     secrets.read(spec.secret_env)
     settle_reservations(registry, spec.platform)
     try:
-        return _start(spec, driver, report, registry)
+        return _start(spec, driver, report, registry, set(avoid))
     except BaseException as error:
         with held_back(deliver=False):
             _undo(spec, driver, registry, error)
 
 
-def _start(spec: LaunchSpec, driver: Driver, report: Report, registry: Registry) -> ServiceEntry:
+def _start(spec: LaunchSpec, driver: Driver, report: Report, registry: Registry, taken: set[int]) -> ServiceEntry:
     bind_address = str(spec.platform_options.get("bind-address") or "127.0.0.1")
-    taken: set[int] = set()
     while True:
         with held_back():
             reservation = registry.reserve(spec, driver.needs_host_port, bind_address, exclude=taken)
@@ -68,7 +67,9 @@ def _start(spec: LaunchSpec, driver: Driver, report: Report, registry: Registry)
             report(Progress("starting", f"port {error.port} was just taken by another program, choosing another"))
             continue
         with held_back():
-            return registry.commit(started)
+            # By our own clock: a platform's may be another machine's, or count in seconds, and "the one started last"
+            # would be the wrong one.
+            return registry.commit(replace(started, started_at=None))
 
 
 def _undo(spec: LaunchSpec, driver: Driver, registry: Registry, error: BaseException) -> NoReturn:
@@ -82,7 +83,7 @@ def _undo(spec: LaunchSpec, driver: Driver, registry: Registry, error: BaseExcep
         )
     if entry is None or not _is_mine(entry):
         if entry is not None and isinstance(error, KeyboardInterrupt | output.Terminated):
-            raise keeps_running(error, entry) from None
+            raise _keeps_running(error, entry) from None
         raise error
     left = _still_there(entry, driver)
     if not left:
@@ -121,8 +122,15 @@ def _tell(error: BaseException, entry: ServiceEntry, left: str) -> None:
         error.args = (f"interrupted; {told}", f"stop_service.py --job-id {entry.job_id}")
 
 
-def keeps_running(interruption: BaseException, entry: ServiceEntry) -> BaseException:
-    """The interruption once more, saying that the service is registered and runs on, and how to go on or stop it."""
+def with_what_became_of_it(interruption: BaseException, job_id: str, registry: Registry) -> BaseException:
+    """The interruption of a start or of the wait after it, saying that the service runs on, where it does."""
+    entry = registry.read().services.get(job_id)
+    if interruption.args or entry is None or entry.status != RUNNING:
+        return interruption
+    return _keeps_running(interruption, entry)
+
+
+def _keeps_running(interruption: BaseException, entry: ServiceEntry) -> BaseException:
     return type(interruption)(
         f"interrupted; the {entry.network_arch} service {entry.job_id} keeps running and is registered",
         f"wait for it: wait_ready.py --job-id {entry.job_id}, or stop it: stop_service.py --job-id {entry.job_id}",
@@ -143,15 +151,29 @@ def require_alive(entry: ServiceEntry, driver: Driver) -> None:
         time.sleep(_LOOK_EVERY_SECONDS)
 
 
-def discard(entry: ServiceEntry, registry: Registry, error: ToolError) -> NoReturn:
-    """Stop a service that will never be ready, and raise the error that says so, with what became of it."""
+def lost_its_port(entry: ServiceEntry, error: ToolError) -> bool:
+    """Whether a service that was stopped after this error had failed because a stranger listened on its port first.
+
+    A platform may start a service that comes to listen only later; in between any program of this machine, or the
+    service of another user's registry, can take the port.
+    """
+    return (
+        error.type in ("foreign_service", "service_died")
+        and entry.host_port is not None
+        and http_session.is_loopback(entry.host_url)
+        and not ports.can_bind(entry.host_port, "127.0.0.1")
+    )
+
+
+def discard(entry: ServiceEntry, registry: Registry, error: ToolError) -> bool:
+    """Stop a service that will never be ready; whether it is gone. The error's message then says what became of it."""
     done = stop([entry], registry)
     if done.failed:
         error.message = f"{error.message}; it is still registered, it could not be stopped: {done.failed[0]['message']}"
         error.details["left_behind"] = entry.job_id
     else:
         error.message = f"{error.message}; it was stopped and unregistered"
-    raise error
+    return not done.failed
 
 
 def until_started(entry: ServiceEntry, registry: Registry, timeout: float, report: Report) -> ServiceEntry:
@@ -163,6 +185,8 @@ def until_started(entry: ServiceEntry, registry: Registry, timeout: float, repor
     """
     deadline = time.monotonic() + timeout
     found: ServiceEntry | None = entry
+    if entry.status == STARTING:
+        report(Progress(STARTING, f"{entry.platform} is starting it"))
     while found is not None and found.status == STARTING:
         if reservation_is_dead(found):
             raise ToolError(
@@ -179,7 +203,6 @@ def until_started(entry: ServiceEntry, registry: Registry, timeout: float, repor
                 job_id=entry.job_id,
                 last_seen={"state": STARTING, "message": "being started", "http_status": None, "seconds": timeout},
             )
-        report(Progress(STARTING, f"{entry.platform} is starting it"))
         time.sleep(_LOOK_EVERY_SECONDS)
         found = registry.read().services.get(entry.job_id)
     if found is None:
@@ -210,7 +233,8 @@ def stop(entries: Sequence[ServiceEntry], registry: Registry) -> StopReport:
         pending: dict[Future[None], ServiceEntry] = {}
         try:
             with held_back():
-                pending.update({pool.submit(_stop, entry): entry for entry in entries})
+                # The drivers are loaded here: importing is nothing for several threads to do at once.
+                pending.update({pool.submit(_stop, entry, _driver(entry.platform)): entry for entry in entries})
             for future in as_completed(list(pending)):
                 with held_back():
                     finish(pending.pop(future), future)
@@ -232,14 +256,23 @@ def stop(entries: Sequence[ServiceEntry], registry: Registry) -> StopReport:
     )
 
 
-def _stop(entry: ServiceEntry) -> None:
+def _driver(platform: str) -> Driver | BadInput:
+    try:
+        return platforms.load(platform)
+    except BadInput as error:
+        return error
+
+
+def _stop(entry: ServiceEntry, driver: Driver | BadInput) -> None:
+    if isinstance(driver, BadInput):
+        raise driver
     if entry.status == STARTING and not reservation_is_dead(entry):
         # Its starter would register a service that is no more.
         pid = (entry.reserved_by or {}).get("pid")
         raise ToolError(
             "being_started", f"process {pid} is still starting it: interrupt that (kill {pid}), or wait for it"
         )
-    platforms.load(entry.platform).stop(entry)
+    driver.stop(entry)
 
 
 def _status(driver: Driver, entry: ServiceEntry) -> PlatformStatus:

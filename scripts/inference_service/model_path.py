@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from inference_service import plain_text
+from inference_service import paths, plain_text
 from inference_service.errors import BadInput
 from inference_service.references import Arch, References
 
@@ -70,8 +69,8 @@ def _protocol(written: str, arch: Arch, refs: References) -> str:
 
 def _meant(written: str, arch: Arch, refs: References) -> str:
     """What a relative path probably stands for, as the option to write; empty where nothing is likely."""
-    if written and ABSOLUTE in arch.launch.model_path and Path(written).expanduser().exists():
-        return f"--model-path {Path(written).expanduser().absolute()}"
+    if written and ABSOLUTE in arch.launch.model_path and paths.exists(paths.absolute(written)):
+        return f"--model-path {paths.absolute(written)}"
     for protocol in arch.launch.model_path:
         if re.fullmatch(refs.model_path_protocols[protocol].pattern, protocol + written):
             return f"--model-path {protocol}{written}"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from inference_service import plain_text
+from inference_service import paths, plain_text
 from inference_service.contracts import Mount
 from inference_service.errors import BadInput
 
@@ -36,13 +36,14 @@ def check(mounts: Sequence[Mount], containers: bool, on_this_machine: bool) -> N
             plain_text.check(path, "--mount")
             plain_text.refuse_placeholder(path, "--mount")
             if not path.startswith("/"):
-                absolute = Path(path).expanduser().absolute()
-                raise BadInput("bad_mount", f"--mount: {path!r} is not an absolute path", f"write {absolute}")
+                raise BadInput(
+                    "bad_mount", f"--mount: {path!r} is not an absolute path", f"write {paths.absolute(path)}"
+                )
         if os.path.normpath(mount.target).strip("/") == "":
             raise BadInput(
                 "bad_mount", "--mount: nothing can be mounted over the container's root", "name a folder below it"
             )
-        if on_this_machine and not Path(mount.source).exists():
+        if on_this_machine and not paths.exists(mount.source):
             raise BadInput(
                 "mount_source_missing", f"--mount: {mount.source} does not exist on this machine", "correct the path"
             )
@@ -58,7 +59,7 @@ def for_model(model_path: str, mounts: Sequence[Mount]) -> tuple[Mount, ...]:
 
     A folder of links (the HuggingFace cache is one) needs the folders that its links point into as well.
     """
-    if not Path(model_path).exists() or host_path(model_path, mounts) is not None:
+    if not paths.exists(model_path) or host_path(model_path, mounts) is not None:
         return ()
     wanted = [model_path]
     for folder in _folders_linked_from(Path(model_path)):

@@ -74,12 +74,12 @@ def _run(parser: argparse.ArgumentParser, program: Program, render: Render) -> i
     except ModuleNotFoundError as error:
         print(json.dumps(_missing_dependency(error), indent=2))
         return 1
-    except KeyboardInterrupt as error:
-        _print(_interruption(error), as_json, _show_problem)
-        return INTERRUPTED
-    except Terminated as error:
-        _print(_interruption(error), as_json, _show_problem)
-        return TERMINATED
+    except (KeyboardInterrupt, Terminated) as error:
+        # Another Ctrl-C must not cut the document short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Redaction may be the very import that was interrupted; what is said then holds no value of anything.
+        (_print if error.args else _show)(_interruption(error), as_json, _show_problem)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
 
 
 def decide(needs: Sequence[Need]) -> dict[str, str]:
@@ -140,7 +140,10 @@ def _missing_dependency(error: ModuleNotFoundError) -> Document:
 
 
 def _print(document: Document, as_json: bool, render: Render) -> None:
-    document = _without_secrets(document)
+    _show(_without_secrets(document), as_json, render)
+
+
+def _show(document: Document, as_json: bool, render: Render) -> None:
     if as_json:
         print(json.dumps(document, indent=None if _lines_were_printed else 2, ensure_ascii=False), flush=True)
     else:

@@ -48,3 +48,13 @@ def cache_directory() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path(APPLICATION, appauthor=False)
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a path; one that this user may not look at, or that is too long to be one, is not there."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for those
+
+
+def absolute(path: str) -> str:
+    """The absolute path of what a user wrote, `~` included where there is such a home."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - pathlib raises for a home that is not

@@ -9,7 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from inference_service import container_env, images, inner_command, model_path, mounts, output, secrets, startup_specs
+from inference_service import (
+    container_env,
+    images,
+    inner_command,
+    model_path,
+    mounts,
+    output,
+    paths,
+    secrets,
+    startup_specs,
+)
 from inference_service.contracts import LaunchSpec
 from inference_service.errors import BadInput, Need
 from inference_service.model_path import ModelPath
@@ -97,7 +107,7 @@ def model_is_in_the_image_alone(spec: LaunchSpec, refs: References, environ: Map
         model.is_file_path
         and here
         and mounts.host_path(spec.model_path, spec.mounts) is None
-        and not Path(model.text).exists()
+        and not paths.exists(model.text)
     )
 
 
@@ -186,7 +196,7 @@ def _check_env(spec: LaunchSpec, arch: Arch, facts: PlatformFacts, refs: Referen
 def _check_model_on_this_machine(spec: LaunchSpec, arch: Arch, facts: PlatformFacts) -> None:
     shown = mounts.host_path(spec.model_path, spec.mounts)
     seen = Path(shown or spec.model_path)
-    if not seen.exists():
+    if not paths.exists(str(seen)):
         # A path that no mount shows may be one inside the image, unless there is no image.
         if shown or not facts.containers:
             raise BadInput("model_missing", f"model_path {seen} does not exist on this machine", "correct the path")

@@ -23,16 +23,15 @@ _LOOK_EVERY_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class ReconcileReport:
-    """What became of the services, by job_id.
+    """What was done about which services, by job_id.
 
-    `adopted` ran and were not registered as running, `running` and `starting` are as they should be, `gone` have no
-    service any more and are marked so, `removed` were taken out of the registry, `unknown` (job_id, platform, reason)
-    could not be judged and were left alone.
+    `adopted` run and were not registered as running; `settled` is what starts that died have left, registered or
+    cleared away; `gone` have no service any more and are marked so, or were `removed`; `unknown` (job_id, platform,
+    reason) could not be judged and were left alone.
     """
 
     adopted: tuple[str, ...]
-    running: tuple[str, ...]
-    starting: tuple[str, ...]
+    settled: tuple[str, ...]
     gone: tuple[str, ...]
     removed: tuple[str, ...]
     unknown: tuple[Mapping[str, str], ...]
@@ -90,9 +89,7 @@ class _Result:
         self.unknown.append({"job_id": entry.job_id, "platform": entry.platform, "reason": reason})
 
     def report(self) -> ReconcileReport:
-        outcomes = {
-            name: tuple(self.by_outcome.get(name, ())) for name in ("adopted", "running", "starting", "gone", "removed")
-        }
+        outcomes = {name: tuple(self.by_outcome.get(name, ())) for name in ("adopted", "settled", "gone", "removed")}
         return ReconcileReport(**outcomes, unknown=tuple(self.unknown))
 
 
@@ -107,9 +104,7 @@ class _Platform:
         for entry in entries:
             if reservation_is_dead(entry):
                 self._settle(entry)
-            elif entry.status == STARTING:
-                self._result.note("starting", entry.job_id)
-            else:
+            elif entry.status != STARTING:
                 self._judge(entry)
         self._adopt_unregistered()
 
@@ -126,10 +121,8 @@ class _Platform:
             if entry.status == GONE:
                 self._registry.mark(entry.job_id, RUNNING)
                 self._result.note("adopted", entry.job_id)
-            else:
-                self._result.note("running", entry.job_id)
         elif self._remove_gone:
-            self._clear_away(entry)
+            self._clear_away(entry, "removed")
         else:
             self._registry.mark(entry.job_id, GONE)
             self._result.note("gone", entry.job_id)
@@ -139,9 +132,9 @@ class _Platform:
         status = self._once_settled(entry)
         if entry.job_id in self._discovered:
             self._registry.commit(self._discovered[entry.job_id])
-            self._result.note("adopted", entry.job_id)
+            self._result.note("settled", entry.job_id)
         elif status.dead or status.state is State.PENDING:
-            self._clear_away(entry)
+            self._clear_away(entry, "settled")
         else:
             self._result.leave(entry, status.reason or f"it runs, but {self._name} does not list it")
 
@@ -156,14 +149,14 @@ class _Platform:
             self._discovered, _ = _discover(self._name)
         return status
 
-    def _clear_away(self, entry: ServiceEntry) -> None:
+    def _clear_away(self, entry: ServiceEntry, outcome: str) -> None:
         try:
             self._driver.stop(entry)
         except ToolError as error:
             self._result.leave(entry, f"what is left of it could not be removed: {error.message}")
             return
         self._registry.remove(entry.job_id)
-        self._result.note("removed", entry.job_id)
+        self._result.note(outcome, entry.job_id)
 
     def _adopt_unregistered(self) -> None:
         # Read again: whoever has registered or stopped a service since knows better than what we saw before.

@@ -49,12 +49,16 @@ class Wish:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that is ready to be sent. `document` is its body, JSON but for the local files in it."""
+    """A request that is ready to be sent. `document` is its body, JSON but for the local files in it.
+
+    `parameters` are the sampling fields in it, those that were set and those whose default was accepted.
+    """
 
     request_id: str
     entry: ServiceEntry
     url: str
     document: Mapping[str, Any]
+    parameters: Mapping[str, Any]
     body: JsonBody
     destination: Destination
     caller: str
@@ -76,6 +80,7 @@ class Prepared:
             "content": content,
             "finish_reason": completion.finish_reason,
             "usage": completion.usage,
+            "parameters": dict(self.parameters),
             "latency_seconds": round(seconds - queued, 4),
             "first_byte_seconds": round(first_byte - queued, 4),
             "queue_seconds": round(queued, 4),
@@ -119,6 +124,7 @@ def prepare(wish: Wish, environ: Mapping[str, str] = os.environ) -> Prepared:
         entry=entry,
         url=_url(entry, wire),
         document=document,
+        parameters=values,
         body=JsonBody(document),
         destination=destination,
         caller=wish.caller or environ.get("TAO_INF_CALLER") or _user_name(),

@@ -155,8 +155,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=["reason", "error"], default="reason")
     parser.add_argument("--streaming", action="store_true")
     parser.add_argument("--usage", action="store_true")
+    parser.add_argument("--bind-late", type=float, default=0.0, help="seconds until it listens: heavy imports")
     parser.add_argument("--crash-after", type=float, help="seconds until the process dies with exit status 1")
     arguments = parser.parse_args()
+    time.sleep(arguments.bind_late)
     server = TaoServer(
         arguments.job.get("job_id"),
         host=arguments.host,

@@ -110,6 +110,8 @@ def test_what_no_process_can_be_given_is_refused(written: str) -> None:
 @given(st.text())
 @example("/a/b c'\"$(id)\n`x`")
 @example("/models/é\u2028<x")
+@example("~0")
+@example("x" * 5000)
 def test_any_text_is_taken_unchanged_or_refused_with_a_reason_and_a_way_out(written: str) -> None:
     try:
         assert read(written).text == written

@@ -195,3 +195,8 @@ def test_a_spec_with_an_environment_name_that_may_not_be_passed_is_refused(name:
 def test_a_spec_without_the_secret_that_its_arch_needs_is_refused() -> None:
     with pytest.raises(BadInput, match="ANTHROPIC_API_KEY"):
         payload.check(replace(build("claude", "claude://claude-haiku-4-5"), secret_env=()), REFS, {})
+
+
+def test_a_path_too_long_to_exist_is_one_that_does_not() -> None:
+    assert build(model_path="/" + "x" * 5000).mounts == ()
+    assert refusal("smollm2", "/" + "x" * 5000, "local-process").type == "model_missing"

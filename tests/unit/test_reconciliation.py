@@ -83,7 +83,7 @@ def test_what_runs_and_is_not_registered_is_adopted_with_all_its_fields(driver: 
     assert (entry.docker_url, entry.status, entry.extras["pid"]) == ("http://inside:8080", "running", 7)
     assert entry.started_at == running.started_at
     assert registry.read().latest == running.job_id
-    assert reconcile(registry).running == (running.job_id,)
+    assert reconcile(registry) == reconciliation.ReconcileReport((), (), (), (), ())
 
 
 def test_what_is_gone_is_marked_or_when_asked_removed_with_its_leftovers(
@@ -127,20 +127,21 @@ def test_a_platform_that_cannot_list_still_tells_of_single_services(driver: Fake
     driver.on_discover = unlisted
     alive, gone = registered(registry, driver, runs=True), registered(registry, driver, runs=False)
     report = reconcile(registry)
-    assert (report.running, report.gone) == ((alive.job_id,), (gone.job_id,))
+    assert report.gone == (gone.job_id,)
+    assert registry.read().services[alive.job_id].status == "running"
 
 
 def test_a_start_that_died_after_its_service_came_to_life_is_completed(driver: FakeDriver, registry: Registry) -> None:
     entry = dead_reservation(registry)
     driver.running[entry.job_id] = service(entry.job_id)
-    assert reconcile(registry).adopted == (entry.job_id,)
+    assert reconcile(registry).settled == (entry.job_id,)
     found = registry.read().services[entry.job_id]
     assert (found.status, found.reserved_by) == ("running", None)
 
 
 def test_a_start_that_died_before_that_is_cleared_away(driver: FakeDriver, registry: Registry) -> None:
     entry = dead_reservation(registry)
-    assert reconcile(registry).removed == (entry.job_id,)
+    assert reconcile(registry).settled == (entry.job_id,)
     assert driver.stopped == [entry.job_id]
     assert registry.read().services == {}
 
@@ -155,14 +156,14 @@ def test_what_the_dead_starter_asked_for_last_may_still_arrive(driver: FakeDrive
             driver.running[entry.job_id] = service(entry.job_id)
 
     driver.on_status = late
-    assert reconcile(registry).adopted == (entry.job_id,)
+    assert reconcile(registry).settled == (entry.job_id,)
     assert registry.read().services[entry.job_id].status == "running"
 
 
 def test_half_a_service_of_a_dead_starter_is_removed(driver: FakeDriver, registry: Registry) -> None:
     entry = dead_reservation(registry)
     driver.on_status = lambda about: PlatformStatus(State.PENDING, "created, never started")
-    assert reconcile(registry).removed == (entry.job_id,)
+    assert reconcile(registry).settled == (entry.job_id,)
     assert driver.stopped == [entry.job_id]
 
 
@@ -171,7 +172,7 @@ def test_a_start_that_is_under_way_is_left_alone(driver: FakeDriver, registry: R
 
     entry = replace(dead_reservation(registry), reserved_by=processes.this_process())
     registry.write(entry)
-    assert reconcile(registry, remove_gone=True).starting == (entry.job_id,)
+    assert reconcile(registry, remove_gone=True) == reconciliation.ReconcileReport((), (), (), (), ())
     assert registry.read().services[entry.job_id].status == "starting"
     assert driver.stopped == []
 

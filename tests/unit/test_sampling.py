@@ -139,9 +139,9 @@ def test_a_field_is_set_once_and_with_a_value(assignments: list[str], kind: str)
 def test_a_field_of_another_arch_is_refused_and_its_arch_named(arch: str) -> None:
     rules = references.load().arch(arch)
     for name in references.load().wire.all_fields - set(rules.request.fields):
-        for given_as in ([f"{name}=1"], []), ([], [name]):
+        for assignments, accepted in (([f"{name}=1"], []), ([], [name])):
             with pytest.raises(BadInput) as caught:
-                sampling.resolve(rules, *given_as, True)
+                sampling.resolve(rules, assignments, accepted, True)
             takers = [other.network_arch for other in references.load().archs.values() if name in other.request.fields]
             assert caught.value.type == "field_of_another_arch"
             assert all(taker in caught.value.message for taker in takers)

@@ -49,7 +49,7 @@ def test_no_planted_secret_survives_in_another_spelling(environ: dict[str, str])
             quote(value, safe=""),
             quote(value),
             quote_plus(value),
-            shlex.quote(value).strip("'"),
+            shlex.quote(value).removeprefix("'").removesuffix("'"),
         ):
             assert secrets.redact(f"a {spelling} b", environ) == f"a {secrets.REDACTED} b" or len(spelling) < 6
         if len(raw) >= 12:

@@ -6,7 +6,6 @@ reads both.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 from inference_service.contracts import Progress
 from inference_service.errors import ToolError
-from inference_service.microservices.smollm2.model import NETWORK_ARCH, Model, locate
+from inference_service.microservices.smollm2.model import NETWORK_ARCH, Model, library, locate
 
 _LOADS_WITH = "xllamacpp"
 _STEPS = ("fetch weights", "load model", "serve")
@@ -41,7 +40,7 @@ class Service:
         try:
             self._enter("server_initializing", Progress("initializing", "looking for llama.cpp"), 0)
             try:
-                importlib.import_module(_LOADS_WITH)
+                library()
             except ImportError as error:
                 self._fail("initialization_failed", f"cannot import {_LOADS_WITH}: {error} ({_import_fix(error)})")
                 return
