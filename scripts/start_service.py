@@ -88,7 +88,8 @@ def _start(spec: LaunchSpec, arguments: argparse.Namespace, services: Registry) 
             else:
                 with progress.reporting(arguments.events) as report:
                     readiness.wait(entry, driver, arguments.timeout, report)
-            return entry
+            # While it was waited for, the way to it may have become another.
+            return services.read().services.get(entry.job_id, entry)
         except NotReady as error:
             error.message += "; it keeps running and is registered"
             raise

@@ -111,8 +111,7 @@ class _Wait:
         with self._session:
             while True:
                 self._ask_service()
-                if self._seen.verdict is Verdict.READY:
-                    self._confirm()
+                if self._seen.verdict is Verdict.READY and self._is_ours():
                     return self._elapsed()
                 self._refuse_hopeless()
                 self._ask_progress()
@@ -133,14 +132,24 @@ class _Wait:
         else:
             self._seen = understand(*answer, self._entry.job_id, self._wire.readiness)
 
-    def _confirm(self) -> None:
+    def _is_ours(self) -> bool:
         # A server that names no job_id may be anyone: at least ours has to be alive.
         if self._seen.job_id is None:
             self._status_turn.due = 0.0
             self._ask_platform()
+        return self._status.state is not State.PENDING
+
+    def _another_way(self) -> bool:
+        """Whether a stranger that answers is no verdict: ours has not begun, or is now reached by another port."""
+        self._status_turn.due = 0.0
+        self._ask_platform()
+        before = self._entry
+        if self._status.state is State.RUNNING:
+            self._reach_again()
+        return self._status.state is State.PENDING or self._entry.host_url != before.host_url
 
     def _refuse_hopeless(self) -> None:
-        if self._seen.verdict is Verdict.FOREIGN:
+        if self._seen.verdict is Verdict.FOREIGN and not self._another_way():
             raise ToolError(
                 "foreign_service",
                 f"at {self._entry.host_url} another service answers, {self._seen.job_id}, not {self._entry.job_id}",
