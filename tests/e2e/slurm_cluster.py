@@ -118,7 +118,16 @@ class SlurmCluster:
         """Every node takes jobs again, and no connection will be cut."""
         (self.folder / "cut").unlink(missing_ok=True)
         for node in self.nodes:
+            self.let_in(node)
+        for node in self.nodes:
             self.slurm(f"scontrol update nodename={node.name} state=resume 2>/dev/null || true")
+
+    def keep_out(self, node: Node) -> None:
+        """Its sshd refuses the user from now on; connections that are open stay."""
+        node.run("echo 'DenyUsers *' >>/etc/ssh/sshd_config && pkill -HUP --oldest sshd")
+
+    def let_in(self, node: Node) -> None:
+        node.run("sed -i /DenyUsers/d /etc/ssh/sshd_config && pkill -HUP --oldest sshd")
 
     @contextlib.contextmanager
     def pyxis(self, image: str) -> Iterator[None]:

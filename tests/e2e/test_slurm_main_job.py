@@ -167,12 +167,10 @@ def test_a_lost_registry_loses_no_service(slurm: SlurmCluster) -> None:
     assert len(slurm.tunnels()) == 1
 
 
-def test_another_registry_s_services_are_left_alone(
-    slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    start()
-    monkeypatch.setenv("TAO_INF_MS_STATE_FILE", str(tmp_path / "another.json"))
-    assert run_script("registry", "reconcile").document["adopted"] == []
+def test_another_registry_s_services_are_left_alone(slurm: SlurmCluster, tmp_path: Path) -> None:
+    start("--no-wait")
+    another = {"TAO_INF_MS_STATE_FILE": str(tmp_path / "another.json")}
+    assert run_script("registry", "reconcile", env=another).document["adopted"] == []
 
 
 def test_preflight_tells_what_the_cluster_has_and_what_mends_what_it_lacks(
