@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from inference_service import output
 from inference_service.contracts import LaunchSpec, PlatformOption
-from inference_service.errors import BadInput, DecisionNeeded, Need
+from inference_service.errors import BadInput, Need
 
 RUNTIMES = ("auto", "pyxis", "apptainer")
 CLUSTERS_DEFAULT = "cluster-default"
@@ -76,18 +77,18 @@ def settings(spec: LaunchSpec, environ: Mapping[str, str] = os.environ) -> Setti
 
     Raises:
         BadInput: an option has no meaning, or its GPUs are not `num_gpus` many.
-        DecisionNeeded: partition or account is not given: the user has to say (seed 4.2).
+        DecisionNeeded: partition or account is not given, and nobody is at a terminal to say (seed 4.2).
     """
     given = {option.name: option.default for option in OPTIONS}
     given.update({name.replace("_", "-"): value for name, value in spec.platform_options.items() if value is not None})
     given["partition"] = given["partition"] or environ.get("SLURM_PARTITION")
     given["account"] = given["account"] or environ.get("SLURM_ACCOUNT")
+    _decide(given)
     for name, form in _FORMS.items():
         if given[name] and not form.fullmatch(given[name]):
             raise BadInput(
                 f"bad_{name}", f"--{name} {given[name]!r} is not one", f"correct --{name} (or ${_variable(name)})"
             )
-    _require_decided(given)
     return Settings(
         partition=_chosen(given["partition"]),
         account=_chosen(given["account"]),
@@ -101,7 +102,8 @@ def settings(spec: LaunchSpec, environ: Mapping[str, str] = os.environ) -> Setti
     )
 
 
-def _require_decided(given: Mapping[str, Any]) -> None:
+def _decide(given: dict[str, Any]) -> None:
+    """Put the user's answers for what is not given into `given`, and into the environment: they hold for this start."""
     questions = {
         "partition": "Which Slurm partition? sinfo lists them.",
         "account": "Which Slurm account is charged? sacctmgr show associations user=$USER lists yours.",
@@ -118,7 +120,8 @@ def _require_decided(given: Mapping[str, Any]) -> None:
         if not given[name]
     ]
     if needs:
-        raise DecisionNeeded(needs)
+        for name, answer in output.decide(needs).items():
+            given[name] = os.environ[_variable(name)] = answer
 
 
 def _chosen(name: str) -> str:

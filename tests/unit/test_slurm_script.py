@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -20,11 +21,12 @@ import slurm_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_service import output
 from inference_service.contracts import LaunchSpec, Mount
-from inference_service.errors import BadInput, DecisionNeeded
+from inference_service.errors import BadInput, DecisionNeeded, Need
 
 DECIDED = {"partition": "main", "account": "cluster-default"}
-TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=40)
+TEXT = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=40)
 
 
 def free_port() -> int:
@@ -246,8 +248,25 @@ def test_partition_and_account_are_the_users_to_decide() -> None:
     with pytest.raises(DecisionNeeded) as asked:
         slurm_options.settings(spec(platform_options={}), {})
     assert [need.name for need in asked.value.needs] == ["partition", "account"]
+
     decided = slurm_options.settings(spec(platform_options={}), {"SLURM_PARTITION": "a", "SLURM_ACCOUNT": "b"})
     assert (decided.partition, decided.account) == ("a", "b")
+
+
+def test_at_a_terminal_they_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[list[str]] = []
+
+    def answer(needs: Sequence[Need]) -> dict[str, str]:
+        rounds.append([need.name for need in needs])
+        return {"partition": "batch", "account": "team"}
+
+    monkeypatch.setattr(output, "decide", answer)
+    for name in ("SLURM_PARTITION", "SLURM_ACCOUNT"):
+        monkeypatch.setenv(name, "")
+    for _ in range(2):
+        decided = slurm_options.settings(spec(platform_options={}))
+        assert (decided.partition, decided.account) == ("batch", "team")
+    assert rounds == [["partition", "account"]]
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from support import eventually
 IMAGE = "tao-e2e/slurm:sid"
 USER = "tao"
 SIF, ARCHIVE = "/images/smollm2.sif", "docker-archive:/images/smollm2.tar"
-START_NODE = Path(__file__).parent / "slurm" / "start-node"
-PYXIS = Path(__file__).parent.parent / "doubles" / "pyxis_srun"
+START_NODE = Path(__file__).parent / "e2e" / "slurm" / "start-node"
+PYXIS = Path(__file__).parent / "doubles" / "pyxis_srun"
 # What Slurm's daemons and Apptainer's containers need beyond Docker's defaults.
 CAPABILITIES = ("SYS_ADMIN", "SYS_CHROOT", "MKNOD", "SETPCAP", "NET_ADMIN")
 UNCONFINED = ("seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined")
@@ -238,7 +238,8 @@ if [[ " $* " == *" -L "* ]] || ! mv {folder}/cut {folder}/cutting 2>/dev/null; t
     exec {real} -F {folder}/config "$@"
 fi
 text=$(<{folder}/cutting)
-coproc real {{ exec {real} -F {folder}/config "$@" <&3; }} 3<&0
+exec 3<&0
+coproc real {{ exec {real} -F {folder}/config "$@" <&3; }}
 while IFS= read -r line; do
     if [[ $line == *"$text"* ]]; then
         kill -9 "$real_PID"
