@@ -20,6 +20,7 @@ from inference_service.errors import ToolError
 _STOP_SECONDS = 60
 _SUBMIT_TIMEOUT_SECONDS = 120
 _FIND_SECONDS = 45
+_SUBMISSIONS = 3
 _NUMBER = re.compile(r"^job (\d+)$", re.MULTILINE)
 
 
@@ -39,7 +40,7 @@ def submit(cluster: Cluster, job_id: str, script: str, env_file: str, report: Re
     """
     secrets, text = env_file.encode(), script.encode()
     program = programs.submit(job_id, len(secrets), len(text))
-    for _ in range(2):
+    for _ in range(_SUBMISSIONS):
         try:
             answer = slurm_ssh.run(cluster, program, secrets + text, _SUBMIT_TIMEOUT_SECONDS, repeatable=False)
             if found := _NUMBER.search(answer.output):
@@ -47,6 +48,8 @@ def submit(cluster: Cluster, job_id: str, script: str, env_file: str, report: Re
             if answer.status == programs.REFUSED:
                 raise _refused(answer)
             lost = "sbatch did not say which job it made"
+            if answer.status == programs.TAKEN:
+                lost = "an earlier submission, of which no answer came, may be at it"
         except ConnectionCut as cut:
             lost = cut.message
         report(Progress("submitting", f"{lost}; looking for a job named {job_name(job_id)}"))

@@ -11,21 +11,29 @@ import shlex
 from slurm_labels import job_name
 from slurm_script import ENV_FILE, FOLDER, LOG
 
-REFUSED, INCOMPLETE = 91, 90
+INCOMPLETE, REFUSED, TAKEN = 90, 91, 92
 
 _SQUEUE = 'squeue --noheader --user="$(id -un)"'
+# A submission that has made its folder and not yet said who it is.
+_GRACE_SECONDS = 3
 _FORMAT = "'%i|%T|%N|%r|%S'"
 
 
 def submit(job_id: str, secret_bytes: int, script_bytes: int) -> str:
     """Reads the secrets and then the script from standard input; prints `job <number>`.
 
-    What arrived incomplete is not submitted. `submitter` tells `find` whether this is still at it.
+    The folder is made once: of two submissions, one of which was believed lost, the second does nothing (TAKEN). What
+    arrived incomplete is not submitted. `submitter` tells `find` whether this is still at it.
     """
     return f"""\
 umask 077
 {_folder(job_id)}
-mkdir -p "$folder" && cd "$folder" || return {REFUSED}
+mkdir -p "${{folder%/*}}"
+if ! mkdir "$folder"; then
+    [ -d "$folder" ] && return {TAKEN}
+    return {REFUSED}
+fi
+cd "$folder" || return {REFUSED}
 echo "$(hostname) $BASHPID" >submitter
 head -c {secret_bytes} >{ENV_FILE}
 head -c {script_bytes} >job.sh
@@ -45,21 +53,25 @@ echo "job ${{number%%;*}}\""""
 def find(job_id: str, seconds: int) -> str:
     """Prints `job <number>` once the job of that exact name is there, for as long as a submission may still be at it.
 
-    Fails where the scheduler cannot be asked.
+    What a submission left that died before it came to sbatch is removed. Fails where the scheduler cannot be asked.
     """
     return f"""\
 {_folder(job_id)}
-deadline=$((SECONDS + {seconds}))
+begun=$SECONDS
+deadline=$((begun + {seconds}))
 while :; do
     busy=
     if read -r host pid <"$folder/submitter" 2>/dev/null; then
         {{ [ "$host" != "$(hostname)" ] || kill -0 "$pid" 2>/dev/null; }} && busy=yes
+    elif [ -d "$folder" ] && [ $SECONDS -lt $((begun + {_GRACE_SECONDS})) ]; then
+        busy=yes
     fi
     number=$({_SQUEUE} --states=all --name={quoted(job_name(job_id))} --format=%i) || return
     if [ -n "$number" ]; then echo "job ${{number%%[!0-9]*}}"; return; fi
-    [ -n "$busy" ] && [ $SECONDS -lt $deadline ] || return 0
+    [ -n "$busy" ] && [ $SECONDS -lt $deadline ] || break
     sleep 0.5
-done"""
+done
+rm -rf "$folder\""""
 
 
 def state(job_id: str, number: str | None, patience: int = 0) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import slurm_programs
 import slurm_ssh
 from slurm_connection import Cluster
 from slurm_states import Job
+from support import eventually
 
 from inference_service.contracts import PlatformStatus, Progress, ServiceEntry, State
 from inference_service.errors import BadInput, ToolError
@@ -125,6 +127,33 @@ def test_an_empty_answer_without_such_a_job_is_submitted_once_more(login: Login)
     login.says("sbatch", "cat >/dev/null; [ ! -e ~/again ] || echo 24; touch ~/again")
     assert submit() == "24"
     assert len(login.asked("sbatch").splitlines()) == 2
+
+
+def test_of_two_submissions_one_of_which_was_believed_lost_one_is_made(login: Login) -> None:
+    # The first is slow, and its connection has long been given up when the second comes, by another login host.
+    login.says("squeue", f'case "$*" in *"--name=tao-{JOB_ID}"*) grep -qs 2 ~/sbatch.ended && echo 17;; esac; true')
+    login.says("sbatch", "cat >/dev/null; sleep 2; echo 2 >~/sbatch.ended; echo 17")
+    program = slurm_ssh.wrapped(slurm_programs.submit(JOB_ID, 0, 3)).encode() + b"abc"
+    slow = subprocess.Popen(
+        slurm_ssh.command(CLUSTER, "login1", run="bash -ls"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert slow.stdin is not None
+    slow.stdin.write(program)
+    slow.stdin.close()
+    eventually(lambda: login.asked("sbatch"))
+    said: list[Progress] = []
+    assert submit(Cluster(("login2",)), said=said) == "17"
+    assert slow.wait() == 0
+    assert "an earlier submission" in said[0].message
+    assert len(login.asked("sbatch").splitlines()) == 1
+
+
+def test_what_a_submission_left_that_died_on_the_way_is_no_obstacle(login: Login) -> None:
+    login.folder.mkdir(parents=True)
+    (login.folder / "submitter").write_text(f"{socket.gethostname()} 999999999\n")
+    (login.folder / "env").write_text("secret\n")
+    assert submit() == "17"
+    assert not (login.folder / "env").exists()
 
 
 def test_a_submission_whose_fate_cannot_be_found_out_is_said_to_be_unknown(login: Login) -> None:
