@@ -58,8 +58,9 @@ def check(image: str, runtime: str) -> ImageNames:
             raise BadInput(
                 "image_not_on_cluster",
                 f"no registry serves {image}: the cluster cannot pull it",
-                f"bring it there: docker save {image} | ssh LOGIN 'cat > smollm2.tar'; then name the file by its path"
-                f" there: export {images.override_env_prefix}{_key_of(key)}=docker-archive:/home/USER/smollm2.tar",
+                f"bring it there: docker save {image} | ssh LOGIN 'cat >image.tar && apptainer build image.sif"
+                " docker-archive:image.tar'; then name it by its path there:"
+                f" export {images.override_env_prefix}{_key_of(key)}=/home/USER/image.sif",
             )
     return found
 

@@ -241,7 +241,7 @@ def test_an_image_that_only_this_machine_has_is_refused_with_the_way_to_bring_it
     with pytest.raises(BadInput) as refused:
         slurm_images.check("tao-inference-service/smollm2:0.1.0", "auto")
     assert refused.value.type == "image_not_on_cluster"
-    assert "IMAGE_SMOLLM2=docker-archive:" in refused.value.fix
+    assert "export IMAGE_SMOLLM2=/home/USER/image.sif" in refused.value.fix
 
 
 def test_partition_and_account_are_the_users_to_decide() -> None:
