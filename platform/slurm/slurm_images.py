@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inference_service import references
 from inference_service.errors import BadInput
 
 PYXIS, APPTAINER = "pyxis", "apptainer"
@@ -46,6 +46,8 @@ def check(image: str, runtime: str) -> ImageNames:
     Raises:
         BadInput: it cannot, or the image is one that only the machine has that built it.
     """
+    from inference_service import references
+
     found = names(image)
     if not found.usable(runtime):
         other = PYXIS if found.apptainer is None else APPTAINER
@@ -60,7 +62,7 @@ def check(image: str, runtime: str) -> ImageNames:
                 f"no registry serves {image}: the cluster cannot pull it",
                 f"bring it there: docker save {image} | ssh LOGIN 'cat >image.tar && apptainer build image.sif"
                 " docker-archive:image.tar'; then name it by its path there:"
-                f" export {images.override_env_prefix}{_key_of(key)}=/home/USER/image.sif",
+                f" export {images.override_env_prefix}{_key_of(key, images.mapping)}=/home/USER/image.sif",
             )
     return found
 
@@ -71,5 +73,5 @@ def _pyxis_name(image: str) -> str:
     return f"{first}#{rest}" if is_registry else image
 
 
-def _key_of(pin: str) -> str:
-    return next(key for key, value in references.load().images.mapping.items() if value == pin)
+def _key_of(pin: str, mapping: Mapping[str, str]) -> str:
+    return next(key for key, value in mapping.items() if value == pin)
