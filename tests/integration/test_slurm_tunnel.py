@@ -1,4 +1,4 @@
-"""Which processes are a service's tunnel: those that carry its job_id, and no other, whatever their command line says."""
+"""Which processes are a service's tunnel: those that carry its job_id, and no other, whatever their command line is."""
 
 from __future__ import annotations
 
