@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from inference_service import interruption
 from inference_service.errors import BadInput, DecisionNeeded, Need, ToolError
 
 Document = Mapping[str, Any]
@@ -78,7 +79,7 @@ def _run(parser: argparse.ArgumentParser, program: Program, render: Render) -> i
         # Another Ctrl-C must not cut the document short.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Redaction may be the very import that was interrupted; what is said then holds no value of anything.
-        (_print if error.args else _show)(_interruption(error), as_json, _show_problem)
+        (_print if interruption.told(error) else _show)(_interruption(error), as_json, _show_problem)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
 
 
@@ -124,9 +125,9 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 def _interruption(error: BaseException) -> Document:
     # Whoever was interrupted in the middle of something says what became of it, and what to do now.
-    told = error.args or ("interrupted; nothing was left behind",)
-    fix = told[1] if len(told) > 1 else "run it again when you are ready"
-    return {"error": {"type": "interrupted", "message": str(told[0]), "fix": str(fix)}}
+    nothing = ("interrupted; nothing was left behind", "run it again when you are ready")
+    message, fix = interruption.told(error) or nothing
+    return {"error": {"type": "interrupted", "message": message, "fix": fix}}
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> Document:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import slurm_cluster
 from docker_engine import Engine, need_docker
+from kubernetes_engine import Namespace, own_namespace
 from slurm_cluster import SlurmCluster
 from support import eventually, need_engine, run_script
+
+from inference_service import platforms
+from inference_service.contracts import Driver
 
 
 @pytest.fixture
@@ -53,3 +58,21 @@ def slurm(own_state: None, running_slurm: SlurmCluster, monkeypatch: pytest.Monk
     # The last shell of a connection that has ended may still be ending there.
     for what in (running_slurm.jobs, running_slurm.left, running_slurm.tunnels):
         eventually(lambda what=what: not what(), timeout=10)  # type: ignore[misc]
+
+
+@pytest.fixture
+def namespace(own_state: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """A Kubernetes namespace of the test's own, which its kubeconfig names."""
+    import kubernetes_forward
+
+    with own_namespace(tmp_path) as made:
+        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
+        yield made
+        for job in made.get("jobs"):
+            kubernetes_forward.end_all(job["metadata"]["labels"]["tao-job-id"], None)
+
+
+@pytest.fixture
+def kubernetes(namespace: Namespace) -> Driver:
+    """The driver of that platform."""
+    return platforms.load("kubernetes")

@@ -109,8 +109,8 @@ def test_a_service_that_dies_at_once_is_an_error_with_its_log_and_nothing_is_lef
 
 
 def test_a_start_that_is_not_ready_in_time_goes_on_and_can_be_waited_for(service: InnerCommand) -> None:
-    service.behave("--load-seconds", "4")
-    error = start("--timeout", "0.7", expect=4)["error"]
+    service.behave("--load-seconds", "9")
+    error = start("--timeout", "5", expect=4)["error"]
     assert "it keeps running and is registered" in error["message"]
     assert error["last_seen"]["state"] == "model_loading"
     (job_id,) = services()
