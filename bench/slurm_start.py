@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+PATIENCE_SECONDS = 60
 START = (
     "--platform", "slurm", "--network-arch", "smollm2",
     "--model-path", "hf_model://HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -91,7 +93,9 @@ def by_hand() -> float:
     job_script = planned["job_script"].replace("--output=log", "--output=/dev/null")
     login = [*ssh(), os.environ["SLURM_HOSTNAME"].split(",")[0]]
     began = time.monotonic()
-    done = subprocess.run([*login, "sbatch --parsable"], input=job_script, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*login, "bash -lc 'sbatch --parsable'"], input=job_script, capture_output=True, text=True, check=True
+    )
     job = done.stdout.strip()
     tunnel = None
     try:
@@ -102,10 +106,13 @@ def by_hand() -> float:
             state, _, node = asked.stdout.strip().partition(" ")
             if state == "RUNNING":
                 break
+            within_patience(began, f"the job is {state or 'gone'}")
             time.sleep(0.5)
-        forward = f"127.0.0.1:18080:{node}:8080"
-        tunnel = subprocess.Popen([*login[:-1], "-N", "-L", forward, login[-1]])
-        while not is_ready("http://127.0.0.1:18080/api/v1/health/readiness"):
+        port = free_port()
+        forward = f"127.0.0.1:{port}:{node}:8080"
+        tunnel = subprocess.Popen([*login[:-1], "-N", "-L", forward, login[-1]], stderr=subprocess.DEVNULL)
+        while not is_ready(f"http://127.0.0.1:{port}/api/v1/health/readiness"):
+            within_patience(began, "the service is not ready")
             time.sleep(0.1)
         return time.monotonic() - began
     finally:
@@ -115,14 +122,27 @@ def by_hand() -> float:
         subprocess.run([*login, f"scancel {job}; while squeue -h -j {job} | grep -q .; do sleep 0.2; done"], check=True)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def within_patience(began: float, told: str) -> None:
+    if time.monotonic() - began > PATIENCE_SECONDS:
+        sys.exit(f"by hand: {told} after {PATIENCE_SECONDS} s")
+
+
 def ssh() -> list[str]:
     user, key = os.environ.get("SLURM_USER"), os.environ.get("SSH_KEY_PATH")
     return ["ssh", "-o", "BatchMode=yes", *(["-l", user] if user else []), *(["-i", key] if key else [])]
 
 
 def is_ready(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with direct.open(url, timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
