@@ -12,6 +12,7 @@ from inference_service.contracts import (
     JOB_ID_LABEL,
     MODEL_PATH_LABEL,
     NETWORK_ARCH_LABEL,
+    STOP_AFTER_LABEL,
     PlatformStatus,
     StartedService,
     State,
@@ -70,6 +71,7 @@ def discovered(attributes: Mapping[str, Any], address: str) -> StartedService:
         host_port=port,
         docker_url=f"http://{job_id}:{container_port}" if container_port else None,
         started_at=_utc_seconds(attributes["State"]["StartedAt"]),
+        stop_after=labels.get(STOP_AFTER_LABEL),
         extras={
             DAEMON_FIELD: address,
             "container_id": attributes["Id"],
