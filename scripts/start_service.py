@@ -62,6 +62,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
             "would_create": dict(driver.dry_run(spec)),
         }
 
+    if arguments.launch_spec:
+        lifecycle.refuse_running(spec)
     services = registry.Registry()
     try:
         entry = _start(spec, arguments, services)
@@ -88,7 +90,8 @@ def _start(spec: LaunchSpec, arguments: argparse.Namespace, services: Registry) 
             else:
                 with progress.reporting(arguments.events) as report:
                     readiness.wait(entry, driver, arguments.timeout, report)
-            return entry
+            # While it was waited for, the way to it may have become another.
+            return services.read().services.get(entry.job_id, entry)
         except NotReady as error:
             error.message += "; it keeps running and is registered"
             raise

@@ -15,7 +15,19 @@ settings.register_profile(
 )
 settings.load_profile("ours")
 
-_OURS = ("TAO_", "IMAGE_", "SLURM_", "LEPTON_", "BREV_", "NGC_", "HF_TOKEN", "ANTHROPIC_", "WANDB_", "CLEARML_")
+_OURS = (
+    "TAO_",
+    "IMAGE_",
+    "SLURM_",
+    "SSH_KEY_PATH",
+    "LEPTON_",
+    "BREV_",
+    "NGC_",
+    "HF_TOKEN",
+    "ANTHROPIC_",
+    "WANDB_",
+    "CLEARML_",
+)
 
 
 @pytest.fixture(autouse=True)

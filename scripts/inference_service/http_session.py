@@ -41,7 +41,8 @@ def session_for(entry: ServiceEntry) -> requests.Session:
 
     session = requests.Session()
     session.trust_env = not is_loopback(entry.host_url)
-    if token(entry) is not None:
+    # Without an address there is nowhere to send a token to yet.
+    if entry.host_url and token(entry) is not None:
         # As `auth`, not as a header: requests then keeps ~/.netrc out of it, and gives it to no other host.
         session.auth = lambda request: _authorized(request, entry)
     return session

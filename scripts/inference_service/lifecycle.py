@@ -74,6 +74,24 @@ def _start(spec: LaunchSpec, driver: Driver, report: Report, registry: Registry,
             return registry.commit(replace(started, started_at=None))
 
 
+def refuse_running(spec: LaunchSpec) -> None:
+    """Refuse a launch spec whose service the platform has already: one from a file can be started twice.
+
+    Raises:
+        BadInput: it is there. Going on would fail, and undoing that would stop the one that runs.
+    """
+    place = {"platform_options": dict(spec.platform_options)}
+    entry = ServiceEntry(spec.job_id, spec.network_arch, spec.platform, "", host_port=spec.host_port, extras=place)
+    status = _status(platforms.load(spec.platform), entry)
+    if status.state in (State.RUNNING, State.PENDING):
+        raise BadInput(
+            "already_running",
+            f"{spec.platform} has a service with job_id {spec.job_id} already: {status.state.value} {status.reason}",
+            "registry.py reconcile takes it up if it is not registered; build a new launch spec for another",
+            job_id=spec.job_id,
+        )
+
+
 def _undo(spec: LaunchSpec, driver: Driver, registry: Registry, error: BaseException) -> NoReturn:
     """Take back what this start has made, and raise `error` again; it says what could not be taken back."""
     try:

@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from inference_service import http_session, references, secrets, short_answers
+from inference_service import http_session, reaching, references, secrets, short_answers
 from inference_service.contracts import Driver, PlatformStatus, Progress, Report, ServiceEntry, State
 from inference_service.errors import BadInput, NotReady, ToolError
 from inference_service.readiness_answers import Loading, Seen, Verdict, loading, understand
@@ -105,16 +105,16 @@ class _Wait:
         self._loading: Loading | None = None
         self._status = PlatformStatus(State.RUNNING)
         self._progress_turn, self._status_turn = _Turn(), _Turn(self._begun + _SIDE_QUESTION_SECONDS)
+        self._out_of_reach = ""
         self._said: tuple[str, str] | None = None
         self._said_at = 0.0
         self._refused_since: float | None = None
 
     def run(self) -> float:
-        with self._session:
+        try:
             while True:
                 self._ask_service()
-                if self._seen.verdict is Verdict.READY:
-                    self._confirm()
+                if self._seen.verdict is Verdict.READY and self._is_ours():
                     return self._elapsed()
                 self._refuse_hopeless()
                 self._ask_progress()
@@ -124,6 +124,8 @@ class _Wait:
                 if left <= 0:
                     raise self._not_ready()
                 time.sleep(min(pause(self._elapsed()), left))
+        finally:
+            self._session.close()
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begun
@@ -136,14 +138,24 @@ class _Wait:
         self._seen = understand(*answer, self._entry.job_id, self._wire.readiness)
         self._heard = self._seen
 
-    def _confirm(self) -> None:
+    def _is_ours(self) -> bool:
         # A server that names no job_id may be anyone: at least ours has to be alive.
         if self._seen.job_id is None:
             self._status_turn.due = 0.0
             self._ask_platform()
+        return self._status.state is not State.PENDING
+
+    def _another_way(self) -> bool:
+        """Whether a stranger that answers is no verdict: ours has not begun, or is now reached by another port."""
+        self._status_turn.due = 0.0
+        self._ask_platform()
+        before = self._entry
+        if self._status.state is State.RUNNING:
+            self._reach_again()
+        return self._status.state is State.PENDING or self._entry.host_url != before.host_url
 
     def _refuse_hopeless(self) -> None:
-        if self._seen.verdict is Verdict.FOREIGN:
+        if self._seen.verdict is Verdict.FOREIGN and not self._another_way():
             raise ToolError(
                 "foreign_service",
                 f"at {self._entry.host_url} another service answers, {self._seen.job_id}, not {self._entry.job_id}",
@@ -195,6 +207,21 @@ class _Wait:
         self._status_turn.after(asked)
         if self._status.dead:
             raise died(self._entry, self._driver, self._status)
+        if self._status.state is State.RUNNING and self._seen.http_status is None:
+            self._reach_again()
+
+    def _reach_again(self) -> None:
+        # It runs and does not answer: it may have begun only now, or its tunnel has died since.
+        try:
+            reached = reaching.reachable(self._entry, self._driver, self._report)
+            self._out_of_reach = ""
+        except ToolError as error:
+            self._out_of_reach = error.message
+            return
+        if reached != self._entry:
+            # Its token and its host's proxy settings go with the address.
+            self._session.close()
+            self._entry, self._session = reached, http_session.session_for(reached)
 
     def _say(self) -> None:
         if self._loading is not None:
@@ -210,6 +237,8 @@ class _Wait:
             message += f"; {self._entry.platform} cannot be asked about it: {self._status.reason}"
         elif self._status.state is State.PENDING:
             message += f"; pending on {self._entry.platform}: {self._status.reason}"
+        elif self._out_of_reach:
+            message += f"; it cannot be reached: {self._out_of_reach}"
         now = time.monotonic()
         if (stage, message) != self._said or now >= self._said_at + _SAY_AGAIN_SECONDS:
             self._said, self._said_at = (stage, message), now

@@ -22,6 +22,8 @@ def get(session: requests.Session, entry: ServiceEntry, path: str, seconds: floa
     """
     import requests
 
+    if not entry.host_url:
+        return "it has no address yet"
     until = time.monotonic() + seconds
     url = entry.host_url.rstrip("/") + path
     try:

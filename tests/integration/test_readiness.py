@@ -272,7 +272,7 @@ def test_liveness_is_not_hammered() -> None:
     assert asked.count(READINESS) > asked.count(LIVENESS)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8080", "http://", "ftp://localhost/", "http://[::1"])
+@pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://localhost/", "http://[::1"])
 def test_a_host_url_that_is_none_is_an_error_and_not_a_long_wait(url: str) -> None:
     error, seconds = failing(url)
     assert error.type == "bad_host_url"

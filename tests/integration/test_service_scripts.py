@@ -352,3 +352,13 @@ def test_a_launch_spec_is_started_as_it_was_built() -> None:
     again = run_script("start_service", "--launch-spec", "-", stdin=built.stdout, expect=2).document["error"]
     assert job_id in again["message"]
     assert list(services()) == [job_id]
+
+
+def test_a_launch_spec_that_runs_already_is_refused_and_goes_on_running_though_the_registry_is_lost() -> None:
+    built = run_script("build_payload", *START)
+    started = run_script("start_service", "--launch-spec", "-", stdin=built.stdout).document
+    Path(os.environ["TAO_INF_MS_STATE_FILE"]).unlink()
+    error = run_script("start_service", "--launch-spec", "-", stdin=built.stdout, expect=2).document["error"]
+    assert error["type"] == "already_running"
+    assert run_script("registry", "reconcile").document["adopted"] == [started["job_id"]]
+    assert run_script("wait_ready", "--job-id", started["job_id"]).document["ready"] is True
