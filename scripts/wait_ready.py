@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Wait for it; how long that took."""
-    from inference_service import lifecycle, platforms, readiness, registry, routing
+    from inference_service import lifecycle, platforms, reaching, readiness, registry, routing
 
     readiness.require_timeout(arguments.timeout)
     services = registry.Registry()
@@ -36,6 +36,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     with progress.reporting(arguments.events) as report:
         entry = lifecycle.until_started(entry, services, arguments.timeout, report)
+        entry = reaching.reachable(entry, driver, report, services)
         readiness.wait(entry, driver, max(0.1, arguments.timeout - (time.monotonic() - began)), report)
     return {
         "job_id": entry.job_id,

@@ -223,6 +223,14 @@ class Driver(Protocol):
         """Stop it and remove what was made for it. Already gone is success; what could not be removed is an error."""
         ...
 
+    def reach(self, entry: ServiceEntry, report: Report) -> ServiceEntry:
+        """The entry as it can be reached now, asked before a request: cheap when nothing is amiss.
+
+        A tunnel that died is opened again, once, and reported; the entry then says where it answers now, and the caller
+        writes it to the registry. Raises ToolError where it cannot be reached.
+        """
+        ...
+
     def discover(self) -> list[StartedService]:
         """All that runs there with our labels and for our registry (REGISTRY_LABEL). Raises if it cannot be asked."""
         ...

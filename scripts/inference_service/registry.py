@@ -90,6 +90,8 @@ class Registry:
                 host_port=port,
                 started_at=registry_entries.now(),
                 reserved_by=this_process,
+                # Should this process die, they say where on the platform to look (a namespace, a login host).
+                extras={"platform_options": dict(spec.platform_options)} if spec.platform_options else {},
             )
             state[spec.job_id] = registry_entries.to_json(entry)
         return entry

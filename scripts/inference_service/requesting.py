@@ -10,7 +10,7 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,10 @@ class Prepared:
         }
         return answer | ({"alternatives": list(completion.alternatives)} if completion.alternatives else {})
 
+    def reached_at(self, entry: ServiceEntry, wire: references.Wire) -> Prepared:
+        """The same request to the service where it answers now."""
+        return replace(self, entry=entry, url=_url(entry, wire))
+
     def _target(self) -> dict[str, str]:
         return {"job_id": self.entry.job_id, "network_arch": self.entry.network_arch, "url": self.url}
 
@@ -113,7 +117,7 @@ def prepare(wish: Wish, environ: Mapping[str, str] = os.environ) -> Prepared:
     return Prepared(
         request_id=request_id,
         entry=entry,
-        url=entry.host_url.rstrip("/") + wire.chat_completions,
+        url=_url(entry, wire),
         document=document,
         body=JsonBody(document),
         destination=destination,
@@ -129,11 +133,12 @@ def send(prepared: Prepared, report: Report, on_text: Callable[[str], None] | No
     Raises:
         ToolError, NotReady: see `sending.Exchange`; the request log has it either way.
     """
-    from inference_service import platforms, request_log
+    from inference_service import platforms, reaching, request_log
     from inference_service.sending import Exchange
 
     wire = references.load().wire
     driver = platforms.load(prepared.entry.platform)
+    prepared = prepared.reached_at(reaching.reachable(prepared.entry, driver, report), wire)
     log = request_log.open()
     exchange = Exchange(prepared.entry, driver, prepared.body, wire, prepared.timeout, prepared.deadline, report)
     log.begin(_logged(prepared, wire.chat_completions))
@@ -188,6 +193,10 @@ def _outcome(exchange: Exchange, completion: Completion | None, error_type: str 
         output_tokens=usage.get("completion_tokens"),
         cached_tokens=chat.cached_tokens(usage),
     )
+
+
+def _url(entry: ServiceEntry, wire: references.Wire) -> str:
+    return entry.host_url.rstrip("/") + wire.chat_completions
 
 
 def _seconds(option: str, given: float | None, default: float, least: float) -> float:

@@ -37,6 +37,7 @@ class FakeDriver:
     on_start: Callable[[LaunchSpec], None] = lambda spec: None
     on_stop: Callable[[ServiceEntry], None] = lambda entry: None
     on_status: Callable[[ServiceEntry], PlatformStatus | None] = lambda entry: None
+    on_reach: Callable[[ServiceEntry], ServiceEntry] = lambda entry: entry
     on_discover: Callable[[], None] = lambda: None
 
     def preflight(self) -> list[Check]:
@@ -68,6 +69,9 @@ class FakeDriver:
         self.on_stop(entry)
         self.stopped.append(entry.job_id)
         self.running.pop(entry.job_id, None)
+
+    def reach(self, entry: ServiceEntry, report: Report) -> ServiceEntry:
+        return self.on_reach(entry)
 
     def discover(self) -> list[StartedService]:
         self.on_discover()
