@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 venv_python := .venv/bin/python
+# byte_sink.py is the far end of request_body.py, no bench of its own.
+benches := $(filter-out bench/byte_sink.py,$(sort $(wildcard bench/*.py)))
 install := $(venv_python) -m pip install --quiet --disable-pip-version-check --editable
 
 .PHONY: demo test check bench venv
@@ -24,7 +26,7 @@ check: .venv/installed-dev
 	set -e; for folder in platform/*/; do MYPYPATH="scripts:$$folder" $(venv_python) -m mypy "$$folder"*.py; done
 
 bench: .venv/installed-dev
-	@set -e; for file in bench/*.py; do $(venv_python) "$$file"; done
+	@set -e; for file in $(benches); do $(venv_python) "$$file"; done
 
 venv: .venv/installed-docker,local
 

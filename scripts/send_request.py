@@ -3,6 +3,8 @@
 The service is the one named by --job-id or --network-arch, or the only one that runs. Each sampling field of its arch
 is either set or its default accepted; request_parameters.py lists them. While the service loads, it is waited for.
 
+A text that begins with - is given as --prompt=TEXT.
+
   send_request.py --prompt "What is in this picture?" --image cat.png --set max_tokens=256 --accept-defaults
 """
 
@@ -32,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="T",
         action="append",
         required=True,
-        help="the text (- reads standard input); several are joined",
+        help="the text, - for standard input; several are joined",
     )
     add("--system", metavar="T", help="the system prompt")
     for kind in ("image", "video"):

@@ -12,11 +12,14 @@ import argparse
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inference_service import output, progress
-from inference_service.contracts import Progress
+from inference_service import output
 from inference_service.errors import NotReady, ToolError
+
+if TYPE_CHECKING:
+    from inference_service.contracts import LaunchSpec, ServiceEntry
+    from inference_service.registry import Registry
 
 _MOST_PORTS_LOST = 3
 
@@ -48,8 +51,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     readiness.require_timeout(arguments.timeout)
     spec = launch_options.spec_from(arguments, os.environ)
-    driver = platforms.load(spec.platform)
     if arguments.dry_run:
+        driver = platforms.load(spec.platform)
         driver.check(spec)
         named = {name: getattr(spec, name) for name in ("job_id", "network_arch", "platform", "image", "model_path")}
         return {
@@ -60,20 +63,32 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         }
 
     services = registry.Registry()
+    try:
+        entry = _start(spec, arguments, services)
+    except (KeyboardInterrupt, output.Terminated) as interruption:
+        raise lifecycle.with_what_became_of_it(interruption, spec.job_id, services) from None
+    return _document(entry) | {"ready": not arguments.no_wait, "seconds": round(time.monotonic() - began, 2)}
+
+
+def _start(spec: LaunchSpec, arguments: argparse.Namespace, services: Registry) -> ServiceEntry:
+    """The service, started and, unless the user does not wait, ready."""
+    from inference_service import lifecycle, platforms, progress, readiness
+    from inference_service.contracts import Progress
+
+    driver = platforms.load(spec.platform)
     lost_ports: set[int] = set()
     while True:
         with progress.reporting(arguments.events) as report:
             entry = lifecycle.start(spec, report, services, lost_ports)
+        if not arguments.events:
+            _say_started(_document(entry))
         try:
-            document = _document(entry)
-            if not arguments.events:
-                _say_started(document)
             if arguments.no_wait:
                 lifecycle.require_alive(entry, driver)
             else:
                 with progress.reporting(arguments.events) as report:
                     readiness.wait(entry, driver, arguments.timeout, report)
-            return document | {"ready": not arguments.no_wait, "seconds": round(time.monotonic() - began, 2)}
+            return entry
         except NotReady as error:
             error.message += "; it keeps running and is registered"
             raise
@@ -86,11 +101,9 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
             lost_ports.add(entry.host_port or 0)
             with progress.reporting(arguments.events) as report:
                 report(Progress("starting", f"another program took port {entry.host_port} first: starting on another"))
-        except (KeyboardInterrupt, output.Terminated) as interruption:
-            raise lifecycle.keeps_running(interruption, entry) from None
 
 
-def _document(entry: Any) -> dict[str, Any]:
+def _document(entry: ServiceEntry) -> dict[str, Any]:
     from inference_service import references
 
     shown = ("job_id", "network_arch", "platform", "host_url", "host_port", "docker_url", "platform_job_id", "image",

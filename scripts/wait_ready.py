@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from inference_service import output, progress
+from inference_service import output
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Wait for it; how long that took."""
-    from inference_service import lifecycle, platforms, reaching, readiness, registry, routing
+    from inference_service import lifecycle, platforms, progress, reaching, readiness, registry, routing
 
     readiness.require_timeout(arguments.timeout)
     services = registry.Registry()

@@ -60,9 +60,8 @@ def request_body(
     """The body of the request (seed 6.2), JSON but for the local files in it (`body.InlinedFile`).
 
     Raises:
-        BadInput: a system prompt or a streamed answer is asked of an arch that has none.
+        BadInput: the system prompt is not valid Unicode.
     """
-    refuse_unsupported(arch, system, stream)
     messages: list[dict[str, Any]] = []
     if system is not None:
         messages.append({"role": "system", "content": _unicode(system, "--system")})

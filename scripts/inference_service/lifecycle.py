@@ -18,7 +18,7 @@ from inference_service.contracts import Driver, LaunchSpec, PlatformStatus, Prog
 from inference_service.errors import BadInput, NotReady, PortTaken, ToolError
 from inference_service.interruption import held_back
 from inference_service.reconciliation import settle_reservations
-from inference_service.registry import STARTING, Registry, reservation_is_dead
+from inference_service.registry import RUNNING, STARTING, Registry, reservation_is_dead
 
 _MOST_PORTS_TRIED = 20
 _AT_ONCE_SECONDS = 1.0
@@ -83,7 +83,7 @@ def _undo(spec: LaunchSpec, driver: Driver, registry: Registry, error: BaseExcep
         )
     if entry is None or not _is_mine(entry):
         if entry is not None and isinstance(error, KeyboardInterrupt | output.Terminated):
-            raise keeps_running(error, entry) from None
+            raise _keeps_running(error, entry) from None
         raise error
     left = _still_there(entry, driver)
     if not left:
@@ -122,8 +122,15 @@ def _tell(error: BaseException, entry: ServiceEntry, left: str) -> None:
         error.args = (f"interrupted; {told}", f"stop_service.py --job-id {entry.job_id}")
 
 
-def keeps_running(interruption: BaseException, entry: ServiceEntry) -> BaseException:
-    """The interruption once more, saying that the service is registered and runs on, and how to go on or stop it."""
+def with_what_became_of_it(interruption: BaseException, job_id: str, registry: Registry) -> BaseException:
+    """The interruption of a start or of the wait after it, saying that the service runs on, where it does."""
+    entry = registry.read().services.get(job_id)
+    if interruption.args or entry is None or entry.status != RUNNING:
+        return interruption
+    return _keeps_running(interruption, entry)
+
+
+def _keeps_running(interruption: BaseException, entry: ServiceEntry) -> BaseException:
     return type(interruption)(
         f"interrupted; the {entry.network_arch} service {entry.job_id} keeps running and is registered",
         f"wait for it: wait_ready.py --job-id {entry.job_id}, or stop it: stop_service.py --job-id {entry.job_id}",
@@ -178,6 +185,8 @@ def until_started(entry: ServiceEntry, registry: Registry, timeout: float, repor
     """
     deadline = time.monotonic() + timeout
     found: ServiceEntry | None = entry
+    if entry.status == STARTING:
+        report(Progress(STARTING, f"{entry.platform} is starting it"))
     while found is not None and found.status == STARTING:
         if reservation_is_dead(found):
             raise ToolError(
@@ -194,7 +203,6 @@ def until_started(entry: ServiceEntry, registry: Registry, timeout: float, repor
                 job_id=entry.job_id,
                 last_seen={"state": STARTING, "message": "being started", "http_status": None, "seconds": timeout},
             )
-        report(Progress(STARTING, f"{entry.platform} is starting it"))
         time.sleep(_LOOK_EVERY_SECONDS)
         found = registry.read().services.get(entry.job_id)
     if found is None:

@@ -6,6 +6,7 @@ understand, a key in an entry or an entry of the whole, is nobody's to drop: it 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -19,6 +20,7 @@ LATEST = "latest"
 _FIELDS = tuple(field.name for field in fields(ServiceEntry) if field.name not in ("job_id", "extras"))
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
 _LONGEST_NUMBER = 20
+_OUR_MOMENT_LENGTH = len("2026-01-01T00:00:00.000000+00:00")
 _LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
 
@@ -106,11 +108,17 @@ def utc(moment: str | None) -> str | None:
 
 def now() -> str:
     """This moment, as `started_at` has it."""
-    return datetime.now(timezone.utc).isoformat()
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def _parsed(moment: Any) -> datetime | None:
-    match = _MOMENT.fullmatch(moment) if isinstance(moment, str) else None
+    if not isinstance(moment, str):
+        return None
+    if len(moment) == _OUR_MOMENT_LENGTH and moment.endswith("+00:00"):
+        # As we write them: a large registry is full of these, and this is ten times faster.
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(moment)
+    match = _MOMENT.fullmatch(moment)
     if match is None:
         return None
     seconds, fraction, offset = match.groups()

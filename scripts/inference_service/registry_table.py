@@ -10,7 +10,7 @@ from inference_service import registry_entries
 
 _COLOURS = {"running": "green", "starting": "yellow", "gone": "red"}
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-_OUTCOMES = ("adopted", "settled", "gone", "removed", "unknown")
+_OUTCOMES = ("adopted", "settled", "gone", "removed")
 
 
 def show(document: Mapping[str, Any]) -> None:
@@ -22,8 +22,10 @@ def show(document: Mapping[str, Any]) -> None:
 
     console = Console()
     for outcome in _OUTCOMES:
-        for item in document.get(outcome, ()):
-            console.print(f"{outcome}: {item}", markup=False)
+        for job_id in document.get(outcome, ()):
+            console.print(f"{outcome}: {job_id}", markup=False)
+    for item in document.get("unknown", ()):
+        console.print(f"unknown: {item['job_id']} ({item['platform']}: {item['reason']})", markup=False)
     if not document["services"]:
         console.print("no service is registered")
         return

@@ -98,7 +98,7 @@ class Exchange:
                         yield response
                         return
                     seen = self._not_yet_or_fault(response)
-                    self._pause(_retry_after(response), f"{seen.word}: {seen.message}")
+                self._pause(_retry_after(response), f"{seen.word}: {seen.message}")
 
     def _wait_until_ready(self) -> None:
         left = self._give_up_at - time.monotonic()

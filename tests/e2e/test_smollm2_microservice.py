@@ -7,88 +7,23 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import requests
-from support import SCRIPTS, eventually, need_engine
+from smollm2_process import CHAT, LIVENESS, QUESTION, READINESS, STATUS, Service, Start, failed, need_model, start_in
+from support import eventually, need_engine
 
 from inference_service import references
 from inference_service.microservices import weights
 
-MODEL = "hf_model://HuggingFaceTB/SmolLM2-135M-Instruct"
-LIVENESS, READINESS = "/api/v1/health/liveness", "/api/v1/health/readiness"
-STATUS, CHAT = "/api/v1/status", "/v1/chat/completions"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 TOO_LONG = {"messages": [{"role": "user", "content": "x " * 6000}]}
 LONG = [{"role": "user", "content": "Tell me a very long story about the sea."}]
-
-
-class Service:
-    """A running microservice, and its log."""
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self.process, self.url, self._log = process, f"http://127.0.0.1:{port}", log
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def get(self, path: str) -> requests.Response:
-        return requests.get(self.url + path, timeout=30)
-
-    def ask(self, messages: Any = QUESTION, **fields: Any) -> requests.Response:
-        return requests.post(self.url + CHAT, json={"messages": messages, "temperature": 0, **fields}, timeout=60)
-
-    def readiness(self) -> dict[str, Any] | None:
-        """The body of readiness and its HTTP status as `http_status`; None while nothing listens yet."""
-        try:
-            answer = self.get(READINESS)
-        except requests.ConnectionError:
-            assert self.process.poll() is None, self.log
-            return None
-        return {**answer.json(), "http_status": answer.status_code}
-
-    def ready(self) -> Service:
-        def loaded() -> bool:
-            answer = self.readiness() or {}
-            assert answer.get("reason") not in references.load().wire.readiness.failure, self.log
-            return answer.get("http_status") == 200
-
-        eventually(loaded, timeout=120)
-        return self
-
-
-Start = Callable[..., Service]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def start_in(folder: Path, services: list[Service], model_path: str = MODEL, *options: str, **env: str) -> Service:
-    port, log = free_port(), folder / f"log-{len(services)}"
-    job = json.dumps({"job_id": "job-1", "specs": {"model_path": model_path}, "neural_network_name": "smollm2"})
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "inference_service.microservices.smollm2", "--job", job, *options],
-            env={**os.environ, "PYTHONPATH": str(SCRIPTS), "TAO_INF_MS_PORT": str(port), **env},
-            stdout=output,
-            stderr=output,
-        )
-    services.append(Service(process, port, log))
-    return services[-1]
 
 
 @pytest.fixture
@@ -112,11 +47,6 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         for service in services:
             service.process.kill()
             service.process.wait()
-
-
-def need_model() -> None:
-    installed = importlib.util.find_spec("xllamacpp") is not None and importlib.util.find_spec("flask") is not None
-    need_engine("smollm2", installed, "xllamacpp or flask is not installed: pip install '.[local]'")
 
 
 def test_an_answer_has_the_models_name_the_text_the_usage_and_nothing_of_the_librarys_own(
@@ -253,12 +183,6 @@ def test_a_model_that_cannot_load_leaves_it_up_and_says_never(start: Start, mode
     assert answer.status_code == 503
     assert answer.json()["error"]["type"] in ("model_load_error", "initialization_error")
     assert service.process.poll() is None
-
-
-def failed(service: Service) -> dict[str, Any] | None:
-    answer = service.readiness()
-    retry = references.load().wire.readiness.retry
-    return answer if answer is not None and answer.get("reason") not in retry else None
 
 
 def test_a_damaged_file_is_a_load_failure_too(start: Start, tmp_path: Path) -> None:

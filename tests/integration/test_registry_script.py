@@ -146,6 +146,20 @@ def test_what_is_no_registration_is_refused_and_nothing_is_written(option: str, 
     assert not Path(os.environ["TAO_INF_MS_STATE_FILE"]).exists()
 
 
+def test_reconcile_marks_what_does_not_run_and_removes_it_when_asked() -> None:
+    write(J1, "--platform", "local-process", "--network-arch", "smollm2")
+    write(J2, "--platform", "slurm")
+    document = run_script("registry", "reconcile").document
+    assert document["gone"] == [J1]
+    assert [entry["status"] for entry in document["services"]] == ["gone", "running"]
+    assert document["latest"] == J2
+    (unknown,) = document["unknown"]
+    assert (unknown["job_id"], unknown["platform"]) == (J2, "slurm"), "a platform that cannot be asked says nothing"
+    document = run_script("registry", "reconcile", "--remove-gone").document
+    assert document["removed"] == [J1]
+    assert list(file_content()) == [J2, "latest"]
+
+
 def test_the_path_is_told(tmp_path: Path) -> None:
     assert run_script("registry", "path").document["path"] == os.environ["TAO_INF_MS_STATE_FILE"]
     elsewhere = {"TAO_INF_MS_STATE_FILE": str(tmp_path / "with space" / "r.json")}

@@ -19,7 +19,7 @@ from services import register
 from support import SCRIPTS, eventually, run_script
 
 from inference_service import platforms, references
-from inference_service.body import JsonBody
+from inference_service.body import InlinedFile, JsonBody
 from inference_service.errors import ToolError
 from inference_service.sending import Exchange
 
@@ -59,6 +59,19 @@ def test_a_video_of_300_mb_takes_no_memory_to_speak_of(server: TaoServer, tmp_pa
     assert server.requests[-1].data_uris[0].size == 300_000_000
     assert with_video < start + 80
     assert with_video < without + 10
+
+
+@pytest.mark.parametrize("size", [99, 101])
+def test_a_file_that_changes_while_it_is_sent_is_an_error_and_no_answer(
+    server: TaoServer, tmp_path: Path, size: int
+) -> None:
+    (tmp_path / "x.mp4").write_bytes(bytes(size))
+    entry = register(JOB, "tao-dataservices", server.url)
+    body = JsonBody({"a": InlinedFile(tmp_path / "x.mp4", "video/mp4", 100)})
+    exchange = Exchange(entry, platforms.load("local-process"), body, references.load().wire, 300, 5, lambda _: None)
+    with pytest.raises(ToolError, match="changed while it was sent") as caught:
+        exchange.complete()
+    assert caught.value.type == "file_changed"
 
 
 def test_a_service_that_never_answers_is_given_up_after_the_timeout(server: TaoServer) -> None:

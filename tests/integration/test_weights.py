@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -150,6 +151,7 @@ def _fetch_in_a_process(pin: Weights) -> subprocess.Popen[str]:
         env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -165,7 +167,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_a_later_one_takes_for_the_we
     pin = publish(index)
     fetcher = _fetch_in_a_process(pin)
     eventually(lambda: list(weights.file_of(pin).parent.glob("fetch-*")) or fetcher.poll() is not None)
-    fetcher.kill()
+    os.killpg(fetcher.pid, signal.SIGKILL)  # Its pip too, as when a service's whole session is killed.
     fetcher.wait()
     assert weights.cached(pin) is None or weights.file_of(pin).read_bytes() == CONTENT
     weights.file_of(pin).unlink(missing_ok=True)

@@ -78,9 +78,9 @@ def test_an_argument_that_is_no_unicode_is_refused() -> None:
 def test_system_prompt_and_streaming_are_refused_where_the_arch_has_none() -> None:
     predict = references.load().arch("cosmos-predict2.5")
     with pytest.raises(BadInput, match="no system prompt"):
-        chat.request_body(predict, "p", "s", [], {}, False)
+        chat.refuse_unsupported(predict, "s", False)
     with pytest.raises(BadInput, match="does not stream"):
-        chat.request_body(predict, "p", None, [], {}, True)
+        chat.refuse_unsupported(predict, None, True)
 
 
 def test_a_completion_with_and_without_usage() -> None:
