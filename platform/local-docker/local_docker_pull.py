@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from local_docker_errors import explanation, image_not_built, pull_error
-
 from inference_service import references
 from inference_service.contracts import Progress, Report
+from inference_service.docker_errors import explanation, image_not_built, pull_error
 
 if TYPE_CHECKING:
     from docker import APIClient
