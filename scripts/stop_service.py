@@ -21,19 +21,25 @@ def parser() -> argparse.ArgumentParser:
         "--job-id", metavar="J", action="append", default=[], help="the service; may be given several times"
     )
     which.add_argument("--all", action="store_true", help="all services that are registered")
+    arguments.add_argument(
+        "--delete-instance",
+        choices=("yes", "no"),
+        help="whether a rented machine that was created for these services is deleted with them: it bills until then",
+    )
     arguments.add_argument("--yes", action="store_true", help="without --job-id and --all: stop the latest, do not ask")
     return arguments
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Stop them; which were stopped, and which were gone already."""
-    from inference_service import lifecycle, stop_choice
+    from inference_service import lifecycle, rented_machines, stop_choice
     from inference_service.errors import ToolError
     from inference_service.registry import Registry
 
     registry = Registry()
     chosen = stop_choice.choose(registry, arguments.job_id, arguments.all, arguments.yes)
-    done = lifecycle.stop(chosen.entries, registry)
+    entries = rented_machines.decided(chosen.entries, arguments.delete_instance)
+    done = lifecycle.stop(entries, registry)
     document: dict[str, Any] = {
         "stopped": list(done.stopped),
         "failed": [dict(failure) for failure in done.failed],
