@@ -11,9 +11,10 @@ import brev_cli as cli
 import brev_instances
 import brev_tunnel as tunnel
 
-from inference_service import ports, references
+from inference_service import http_session, ports, references
 from inference_service.contracts import Progress, Report, ServiceEntry
 from inference_service.errors import ToolError
+from inference_service.readiness_answers import Verdict, understand
 
 # Docker refuses connections until the server listens; a firewall is silent.
 _DIRECT_SECONDS = 6.0
@@ -31,7 +32,7 @@ def find_way(job_id: str, instance: str, port: int, wanted: str, report: Report)
     """
     if wanted != "tunnel":
         address = cli.address(instance)
-        if address is not None and (wanted == "direct" or _answers(address, port)):
+        if address is not None and (wanted == "direct" or _answers(_url(address, port), job_id)):
             return _url(address, port), {"reach": "direct"}
         if wanted == "direct":
             raise ToolError(
@@ -71,7 +72,7 @@ def reached(entry: ServiceEntry, report: Report) -> ServiceEntry:
             return entry
         # An instance that was stopped and started has another address.
         address = cli.address(brev_instances.of_entry(entry))
-        if address not in (None, host) and tunnel.accepts(str(address), port):
+        if address not in (None, host) and _probe(_url(str(address), port), entry.job_id) == "ours":
             report(Progress("reaching", f"the instance has another address now: {address}"))
             return replace(entry, host_url=_url(str(address), port))
         said = f"is needed, because {entry.host_url} does not answer any more"
@@ -82,21 +83,39 @@ def reached(entry: ServiceEntry, report: Report) -> ServiceEntry:
     return replace(entry, host_url=url, extras={**entry.extras, **fields})
 
 
-def adopted(instance: str, port: int, published_to: str) -> tuple[str, Mapping[str, Any]]:
+def adopted(job_id: str, instance: str, port: int, published_to: str) -> tuple[str, Mapping[str, Any]]:
     """The way to a service that was found running; a tunnel that it needs is opened when it is asked something."""
     address = cli.address(instance) if published_to not in ("127.0.0.1", "::1") else None
-    if address is not None and tunnel.accepts(address, port):
+    if address is not None and _probe(_url(address, port), job_id) == "ours":
         return _url(address, port), {"reach": "direct"}
     return f"http://localhost:{port}", {"reach": "tunnel", "tunnel": None, "local_port": port}
 
 
-def _answers(address: str, port: int) -> bool:
+def _answers(url: str, job_id: str) -> bool:
     deadline = time.monotonic() + _DIRECT_SECONDS
     while True:
-        state = tunnel.connects(address, port, _CONNECT_SECONDS)
-        if state != "refused" or time.monotonic() > deadline:
-            return state == "open"
+        heard = _probe(url, job_id)
+        if heard != "refused" or time.monotonic() > deadline:
+            return heard == "ours"
         time.sleep(_LOOK_EVERY_SECONDS)
+
+
+def _probe(url: str, job_id: str) -> str:
+    """`ours` when this very service answers, ready or not; `refused`, or `silent` for all else.
+
+    That a connection is accepted says little: a proxy on the way may accept everything.
+    """
+    import requests
+
+    wire = references.load().wire
+    session = http_session.session_for(ServiceEntry(job_id, "", "", url))
+    try:
+        with session:
+            answer = session.get(url + wire.readiness_path, timeout=_CONNECT_SECONDS, allow_redirects=False)
+    except requests.RequestException as error:
+        return "refused" if "refused" in str(error).lower() else "silent"
+    seen = understand(answer.status_code, answer.content, job_id, wire.readiness)
+    return "silent" if seen.verdict is Verdict.FOREIGN or seen.word == "no_json" else "ours"
 
 
 def _require_running(name: str) -> None:

@@ -260,7 +260,7 @@ def _discovered(attributes: Mapping[str, Any], instance: cli.Instance) -> Starte
     labels = attributes["Config"]["Labels"]
     job_id = labels[JOB_ID_LABEL]
     port, published_to, container_port = published(attributes)
-    url, way = brev_reaching.adopted(instance.name, port, published_to) if port else ("", {})
+    url, way = brev_reaching.adopted(job_id, instance.name, port, published_to) if port else ("", {})
     return StartedService(
         job_id=job_id,
         network_arch=labels.get(NETWORK_ARCH_LABEL, ""),
