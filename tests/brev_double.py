@@ -38,7 +38,10 @@ class BrevDouble:
     def add(self, name: str, **fields: Any) -> dict[str, Any]:
         """An instance that the user has already; `boot` and `sshd` are seconds."""
         with states.changing() as state:
-            return states.new_instance(state, name, fields.pop("boot", 0), fields.pop("sshd", 0), **fields)
+            added: dict[str, Any] = states.new_instance(
+                state, name, fields.pop("boot", 0), fields.pop("sshd", 0), **fields
+            )
+        return added
 
     def change(self, name: str, **fields: Any) -> None:
         with states.changing() as state:

@@ -31,6 +31,7 @@ _LONGEST_LINE_BYTES = 64 * 1024
 _API_SECONDS = 120.0
 _CHANGE_SECONDS = 900.0
 _EXEC_SECONDS = 120.0
+_END_SECONDS = 10.0
 _LOGGED_OUT = re.compile(r"logged out|not logged in|log ?in|unauthori[sz]ed|authenticat|\b40[13]\b", re.IGNORECASE)
 _EXPIRED = re.compile(r"token.{0,40}expired|expired.{0,40}token|unauthori[sz]ed|\b401\b", re.IGNORECASE)
 
@@ -128,9 +129,8 @@ def follow(
         if status is not None and held:
             yield held
         # The instance's name may follow; whatever it is, it is not the script's.
-        for _line in _lines(process):
-            pass
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
         said = _text(errors)
     if status is None:
         raise ToolError(

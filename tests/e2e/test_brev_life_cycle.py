@@ -277,6 +277,19 @@ def test_a_service_whose_instance_was_deleted_behind_our_back_is_gone(brev: Brev
     assert run_script("stop_service", "--job-id", job_id).document["stopped"] == [job_id]
 
 
+@pytest.mark.parametrize(
+    "options", [("--num-gpus", "1"), ("--num-gpus", "2", "--gpu-ids", "0,2")], ids=["count", "ids"]
+)
+def test_gpus_are_asked_of_the_instances_docker(brev: BrevDouble, options: tuple[str, ...]) -> None:
+    brev.add("mine", gpus=4)
+    started = start("--instance", "mine", *options)
+    command = ["docker", "inspect", "--format", "{{json .HostConfig.DeviceRequests}}", started["job_id"]]
+    (request,) = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert request["Capabilities"] == [["gpu"]]
+    assert (request["Count"], request["DeviceIDs"] or []) == ((1, []) if len(options) == 2 else (0, ["0", "2"]))
+    run_script("stop_service", "--all")
+
+
 KILLS = {
     "the instance is created": lambda brev: bool(brev.instances()),
     "it runs": lambda brev: any(found["status"] == "RUNNING" for found in brev.instances().values()),

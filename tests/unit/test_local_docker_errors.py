@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import local_docker_options as options
-import local_docker_pull as pull
 import pytest
 from docker_engine import launch_spec
 
-from inference_service import docker_images
 from inference_service import docker_container as container
 from inference_service import docker_errors as errors
-from inference_service import references
+from inference_service import docker_images, references
 from inference_service.errors import BadInput, PortTaken
 
 

@@ -66,6 +66,7 @@ def new_instance(state: dict[str, Any], name: str, boot: float, sshd: float, **f
         "running_at": now + boot,
         "ssh_at": now + boot + sshd,
         "address": f"127.{64 + digest[0] % 64}.{digest[1]}.{state['made']}",
+        "gpus": 1,
         "firewalled": False,
         "ssh_config": boot == 0,
         **fields,
