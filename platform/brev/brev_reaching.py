@@ -13,13 +13,14 @@ import brev_tunnel as tunnel
 
 from inference_service import http_session, ports, references
 from inference_service.contracts import Progress, Report, ServiceEntry
-from inference_service.errors import ToolError
+from inference_service.errors import PortTaken, ToolError
 from inference_service.readiness_answers import Verdict, understand
 
 # Docker refuses connections until the server listens; a firewall is silent.
 _DIRECT_SECONDS = 6.0
 _CONNECT_SECONDS = 2.0
 _LOOK_EVERY_SECONDS = 0.25
+_MOST_PORTS_TRIED = 20
 
 
 def find_way(job_id: str, instance: str, port: int, wanted: str, report: Report) -> tuple[str, dict[str, Any]]:
@@ -45,12 +46,19 @@ def find_way(job_id: str, instance: str, port: int, wanted: str, report: Report)
 def open_tunnel(job_id: str, instance: str, port: int) -> tuple[str, dict[str, Any]]:
     """A new tunnel in place of any other, on the same port of this machine where that is free."""
     tunnel.end(job_id)
-    local_port = port
-    if not ports.can_bind(port, "127.0.0.1"):
-        refs = references.load()
-        local_port = ports.lowest_free(range(refs.first_port, refs.last_port + 1), (port,), "127.0.0.1")
-    process = tunnel.start(job_id, instance, local_port, port)
-    return f"http://localhost:{local_port}", {"reach": "tunnel", "tunnel": process, "local_port": local_port}
+    refs = references.load()
+    taken: set[int] = set()
+    while True:
+        local_port = ports.lowest_free((port, *range(refs.first_port, refs.last_port + 1)), taken, "127.0.0.1")
+        try:
+            process = tunnel.start(job_id, instance, local_port, port)
+        except PortTaken as error:
+            # By another program, a moment ago. On the instance the port is ours.
+            taken.add(local_port)
+            if len(taken) > _MOST_PORTS_TRIED:
+                raise ToolError("no_free_port", f"{len(taken)} ports were taken one after the other", "") from error
+            continue
+        return f"http://localhost:{local_port}", {"reach": "tunnel", "tunnel": process, "local_port": local_port}
 
 
 def reached(entry: ServiceEntry, report: Report) -> ServiceEntry:

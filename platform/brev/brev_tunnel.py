@@ -18,7 +18,7 @@ from typing import Any
 import brev_cli as cli
 
 from inference_service import paths, processes
-from inference_service.errors import ToolError
+from inference_service.errors import PortTaken, ToolError
 
 _MARK = "TAO_INF_TUNNEL_OF"
 _OPEN_SECONDS = 60.0
@@ -30,7 +30,8 @@ def start(job_id: str, instance: str, local_port: int, remote_port: int) -> dict
     """Open the tunnel from a port of this machine (127.0.0.1) to one of the instance; its process `{pid, started}`.
 
     Raises:
-        ToolError: it did not open; nothing of it is left.
+        PortTaken: another program of this machine has the local port.
+        ToolError: it did not open. Nothing of it is left either way.
     """
     log = paths.state_directory() / "brev" / f"{job_id}.log"
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,6 +102,8 @@ def _once_open(
         failed = process.poll() is not None and not found
         if failed or time.monotonic() > deadline:
             words = " ".join(said(errors="replace").split())[-400:]
+            if "address already in use" in words.lower():
+                raise PortTaken(local_port)
             raise ToolError(
                 "tunnel_not_opened",
                 f"brev port-forward {instance} -p {local_port} did not open: {words or 'it said nothing'}",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import socket
 import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
 
 import brev_cli
+import brev_reaching
 import brev_tunnel
 import pytest
 from brev_double import LAUNCH, BrevDouble, brev
-from support import eventually, run_script
+from support import SCRIPTS, eventually, run_script
 
-from inference_service import processes
+from inference_service import ports, processes
 from inference_service.errors import ToolError
 
 __all__ = ["brev"]
@@ -116,6 +121,32 @@ def test_a_tunnel_that_cannot_open_says_what_brev_said_and_leaves_nothing(brev: 
     assert failed.value.type == "tunnel_not_opened" and "nobody" in failed.value.message
 
 
+def test_a_port_of_this_machine_that_is_taken_meanwhile_is_left_and_another_is_used(
+    brev: BrevDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brev.add("mine")
+    job_id = str(uuid.uuid4())
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        taken = stranger.getsockname()[1]
+        looked: list[int] = []
+        free = ports.can_bind
+
+        def free_but_late(port: int, address: str) -> bool:
+            looked.append(port)
+            return port == taken or free(port, address)
+
+        monkeypatch.setattr(ports, "can_bind", free_but_late)
+        url, fields = brev_reaching.open_tunnel(job_id, "mine", taken)
+    try:
+        assert looked[0] == taken != fields["local_port"]
+        assert url == f"http://localhost:{fields['local_port']}"
+        assert brev.calls("port-forward")[-1][-1] == f"{fields['local_port']}:{taken}"
+    finally:
+        brev_tunnel.end(job_id)
+
+
 def test_the_preflight_names_what_is_there_and_what_mends_what_is_not(brev: BrevDouble, tmp_path: Path) -> None:
     brev.add("mine")
     brev.add("asleep", status="STOPPED")
@@ -146,6 +177,29 @@ def test_an_instance_with_too_few_gpus_is_refused_before_its_image_is_pulled(bre
     brev.add("mine", gpus=1)
     refused = run_script("start_service", *LAUNCH, "--instance", "mine", "--num-gpus", "2", expect=1)
     assert refused.document["error"]["type"] == "too_few_gpus" and "pulling" not in refused.stderr
+
+
+def test_at_a_terminal_the_question_is_asked_and_its_answer_is_an_option(brev: BrevDouble) -> None:
+    brev.set(no_capacity=True)
+    ours, theirs = os.openpty()
+    starter = subprocess.Popen(
+        [sys.executable, str(SCRIPTS / "start_service.py"), *LAUNCH, "--json"],
+        stdin=theirs,
+        stderr=theirs,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    os.close(theirs)
+    os.write(ours, b"1\n")
+    shown = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    printed, _ = starter.communicate(timeout=60)
+    os.close(ours)
+    assert b"Create one? It bills until it is deleted." in shown
+    assert "could only create 0/1" in json.loads(printed)["error"]["message"], "yes was the answer"
+    assert len(brev.calls("create")) == 1
 
 
 def test_what_is_missing_is_asked_together_and_the_options_are_in_the_help(brev: BrevDouble) -> None:
