@@ -17,7 +17,7 @@ demo: .venv/installed-local
 	@$(venv_python) scripts/demo.py
 
 test: .venv/installed-dev
-	$(venv_python) -m pytest
+	$(venv_python) -m pytest --numprocesses=auto --dist=loadgroup --cov --cov-report=term
 
 check: .venv/installed-dev
 	$(venv_python) -m ruff check .

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Who used what: requests, errors, tokens, latency and cost from the request log.
 
-By default per caller, service and model. Latencies are seconds over finished requests, p50 and p95 by nearest rank.
-Times and days are UTC. A request whose cost is not known is counted as unpriced, never as free; one without token
-counts as unmetered. The log is TAO_INF_REQUEST_LOG, or requests.db in your state directory.
+By default per caller, service and model, of all requests in the log, whether their service still runs or not. Latencies
+are seconds over finished requests, from taking a request in hand to the end of its answer, waiting for the service
+included; p50 and p95 by nearest rank. Times and days are UTC. A request whose cost is not known is counted as unpriced,
+never as free; one without token counts as unmetered; one whose sender was killed as unfinished. The log is
+TAO_INF_REQUEST_LOG, or requests.db in your state directory.
 """
 
 from __future__ import annotations

@@ -20,3 +20,9 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAO_INF_REQUEST_LOG", str(state / "requests.db"))
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
     state.mkdir()
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes whose coverage is not measured: coverage imports sqlite3, and writes a file when they end."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)

@@ -118,21 +118,19 @@ class Driver:
     def status(self, entry: ServiceEntry) -> PlatformStatus:
         """RUNNING while the process that was started runs; never takes another process of that pid for it."""
         pid, started = entry.extras.get("pid"), entry.extras.get("pid_started")
-        if not isinstance(pid, int) or not isinstance(started, int | float):
-            # Reserved and not yet registered, or written by another tool.
-            alive = bool(group.of_job(entry.job_id))
-            return (
-                PlatformStatus(State.RUNNING)
-                if alive
-                else PlatformStatus(State.EXITED, "no process carries its job_id")
-            )
-        child = _children.get(pid)
-        code = child.poll() if child is not None else None
-        if code is not None:
-            return PlatformStatus(State.EXITED if code == 0 else State.FAILED, _how_it_ended(code))
-        if processes.is_same(pid, started):
+        if isinstance(pid, int) and isinstance(started, int | float):
+            running = processes.is_same(pid, started)
+        else:
+            # Reserved and not yet registered, ended before it could be looked at, or written by another tool.
+            running = bool(group.of_job(entry.job_id))
+        if running:
             return PlatformStatus(State.RUNNING)
-        return PlatformStatus(State.EXITED, f"its process {pid} has ended")
+        # Asked after the above: a child that has ended stays a zombie, and its exit status readable, until this.
+        child = _children.get(pid) if isinstance(pid, int) else None
+        code = child.poll() if child is not None else None
+        if code is None:
+            return PlatformStatus(State.EXITED, "its process has ended")
+        return PlatformStatus(State.EXITED if code == 0 else State.FAILED, _how_it_ended(code))
 
     def logs(self, entry: ServiceEntry, tail: int | None, follow: bool) -> Iterator[str]:
         """What it wrote to its standard output and error."""

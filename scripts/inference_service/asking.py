@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from inference_service import interruption
 from inference_service.errors import Need
 
 
@@ -43,5 +44,6 @@ def _read(prompt: str) -> str:
     print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
-        raise KeyboardInterrupt("no answer: the terminal was closed, nothing was done")
+        message = "no answer: the terminal was closed, nothing was done"
+        raise interruption.telling(KeyboardInterrupt(), message, "run it again at a terminal, or give the options")
     return line.rstrip("\n")

@@ -1,4 +1,4 @@
-"""Keeps Ctrl-C and SIGTERM out of steps that must not be cut in half."""
+"""Ctrl-C and SIGTERM: kept out of steps that must not be cut in half, and told what became of what they interrupted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,32 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+Interruption = TypeVar("Interruption", bound=BaseException)
+
+
+class _WhatBecame(str):
+    """Our words in an interruption's args, where Python may put some: an interrupted codec does."""
+
+    __slots__ = ()
+
+
+def telling(interruption: Interruption, message: str, fix: str) -> Interruption:
+    """The same interruption, saying what became of what it interrupted, and what to do now."""
+    interruption.args = (_WhatBecame(message), fix)
+    return interruption
+
+
+def told(interruption: BaseException) -> tuple[str, str] | None:
+    """What `telling` has put there: message and fix; None where nothing has been said yet."""
+    match interruption.args:
+        case (_WhatBecame() as message, str(fix)):
+            return str(message), fix
+        case _:
+            return None
 
 
 @contextmanager

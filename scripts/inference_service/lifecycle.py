@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from inference_service import http_session, output, platforms, ports, readiness, secrets
+from inference_service import http_session, interruption, output, platforms, ports, readiness, secrets
 from inference_service.contracts import Driver, LaunchSpec, PlatformStatus, Progress, Report, ServiceEntry, State
 from inference_service.errors import BadInput, NotReady, PortTaken, ToolError
 from inference_service.interruption import held_back
@@ -119,19 +119,20 @@ def _tell(error: BaseException, entry: ServiceEntry, left: str) -> None:
         error.message = f"{error.message}; {told}"
         error.details["left_behind"] = entry.job_id
     else:
-        error.args = (f"interrupted; {told}", f"stop_service.py --job-id {entry.job_id}")
+        interruption.telling(error, f"interrupted; {told}", f"stop_service.py --job-id {entry.job_id}")
 
 
-def with_what_became_of_it(interruption: BaseException, job_id: str, registry: Registry) -> BaseException:
+def with_what_became_of_it(error: BaseException, job_id: str, registry: Registry) -> BaseException:
     """The interruption of a start or of the wait after it, saying that the service runs on, where it does."""
     entry = registry.read().services.get(job_id)
-    if interruption.args or entry is None or entry.status != RUNNING:
-        return interruption
-    return _keeps_running(interruption, entry)
+    if interruption.told(error) or entry is None or entry.status != RUNNING:
+        return error
+    return _keeps_running(error, entry)
 
 
-def _keeps_running(interruption: BaseException, entry: ServiceEntry) -> BaseException:
-    return type(interruption)(
+def _keeps_running(error: BaseException, entry: ServiceEntry) -> BaseException:
+    return interruption.telling(
+        error,
         f"interrupted; the {entry.network_arch} service {entry.job_id} keeps running and is registered",
         f"wait for it: wait_ready.py --job-id {entry.job_id}, or stop it: stop_service.py --job-id {entry.job_id}",
     )
@@ -238,16 +239,16 @@ def stop(entries: Sequence[ServiceEntry], registry: Registry) -> StopReport:
             for future in as_completed(list(pending)):
                 with held_back():
                     finish(pending.pop(future), future)
-        except BaseException as interruption:
+        except BaseException as error:
             with held_back(deliver=False):
                 pool.shutdown(cancel_futures=True)
                 for future, entry in pending.items():
                     if not future.cancelled():
                         finish(entry, future)
             left = [entry.job_id for entry in entries if entry.job_id not in stopped]
-            if isinstance(interruption, KeyboardInterrupt | output.Terminated):
+            if isinstance(error, KeyboardInterrupt | output.Terminated):
                 told = f"interrupted; stopped: {_listed(stopped)}; not stopped and still registered: {_listed(left)}"
-                raise type(interruption)(told, "stop_service.py --all stops the rest") from None
+                interruption.telling(error, told, "stop_service.py --all stops the rest")
             raise
     order = [entry.job_id for entry in entries]
     return StopReport(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from inference_service import interruption
 from inference_service.errors import BadInput, DecisionNeeded, Need, ToolError
 
 Document = Mapping[str, Any]
@@ -74,12 +75,12 @@ def _run(parser: argparse.ArgumentParser, program: Program, render: Render) -> i
     except ModuleNotFoundError as error:
         print(json.dumps(_missing_dependency(error), indent=2))
         return 1
-    except KeyboardInterrupt as error:
-        _print(_interruption(error), as_json, _show_problem)
-        return INTERRUPTED
-    except Terminated as error:
-        _print(_interruption(error), as_json, _show_problem)
-        return TERMINATED
+    except (KeyboardInterrupt, Terminated) as error:
+        # Another Ctrl-C must not cut the document short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Redaction may be the very import that was interrupted; what is said then holds no value of anything.
+        (_print if interruption.told(error) else _show)(_interruption(error), as_json, _show_problem)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
 
 
 def decide(needs: Sequence[Need]) -> dict[str, str]:
@@ -124,9 +125,9 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 def _interruption(error: BaseException) -> Document:
     # Whoever was interrupted in the middle of something says what became of it, and what to do now.
-    told = error.args or ("interrupted; nothing was left behind",)
-    fix = told[1] if len(told) > 1 else "run it again when you are ready"
-    return {"error": {"type": "interrupted", "message": str(told[0]), "fix": str(fix)}}
+    nothing = ("interrupted; nothing was left behind", "run it again when you are ready")
+    message, fix = interruption.told(error) or nothing
+    return {"error": {"type": "interrupted", "message": message, "fix": fix}}
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> Document:
@@ -140,7 +141,10 @@ def _missing_dependency(error: ModuleNotFoundError) -> Document:
 
 
 def _print(document: Document, as_json: bool, render: Render) -> None:
-    document = _without_secrets(document)
+    _show(_without_secrets(document), as_json, render)
+
+
+def _show(document: Document, as_json: bool, render: Render) -> None:
     if as_json:
         print(json.dumps(document, indent=None if _lines_were_printed else 2, ensure_ascii=False), flush=True)
     else:

@@ -100,6 +100,7 @@ class _Wait:
         self._session = http_session.session_for(entry)
         self._begun = time.monotonic()
         self._seen = Seen(Verdict.WAIT, "not_reached", "nothing was heard of it")
+        self._heard: Seen | None = None
         self._loading: Loading | None = None
         self._status = PlatformStatus(State.RUNNING)
         self._progress_turn, self._status_turn = _Turn(), _Turn(self._begun + _SIDE_QUESTION_SECONDS)
@@ -129,8 +130,9 @@ class _Wait:
         answer = self._get(self._wire.readiness_path)
         if isinstance(answer, str):
             self._seen = Seen(Verdict.WAIT, "unreachable", answer)
-        else:
-            self._seen = understand(*answer, self._entry.job_id, self._wire.readiness)
+            return
+        self._seen = understand(*answer, self._entry.job_id, self._wire.readiness)
+        self._heard = self._seen
 
     def _confirm(self) -> None:
         # A server that names no job_id may be anyone: at least ours has to be alive.
@@ -201,7 +203,9 @@ class _Wait:
             self._report(Progress(stage, message, details={**details, "elapsed_seconds": round(self._elapsed(), 1)}))
 
     def _not_ready(self) -> NotReady:
-        seen = self._seen.document() | {"seconds": round(self._elapsed(), 1)}
+        # A busy service leaves single polls unanswered; what it said before tells more than that.
+        last = self._heard or self._seen
+        seen = last.document() | {"seconds": round(self._elapsed(), 1)}
         if self._loading is not None:
             seen["stage"] = self._loading.stage
         if self._status.state is not State.RUNNING:
@@ -209,7 +213,7 @@ class _Wait:
         return NotReady(
             "not_ready",
             f"the {self._entry.network_arch} service {self._entry.job_id} was not ready within {self._timeout:g} s; "
-            f"last seen: {self._seen.word}: {self._seen.message}",
+            f"last seen: {last.word}: {last.message}",
             f"wait longer: wait_ready.py --job-id {self._entry.job_id} --timeout {max(600, 2 * self._timeout):g}",
             job_id=self._entry.job_id,
             last_seen=seen,
@@ -228,8 +232,10 @@ class _Wait:
                 # Byte by byte, because a longer read would wait for all of it: a body may trickle, or never end.
                 for byte in response.iter_content(1):
                     body += byte
-                    if len(body) >= _MOST_BODY_BYTES or time.monotonic() > until:
+                    if len(body) >= _MOST_BODY_BYTES:
                         break
+                    if time.monotonic() > until:
+                        return f"no whole answer within {limit:.1f} s"
                 return response.status_code, bytes(body)
         except (
             requests.exceptions.InvalidURL,

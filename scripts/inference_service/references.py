@@ -122,14 +122,10 @@ class Media:
 
 @dataclass(frozen=True)
 class RequestRules:
-    """request.yaml's network_arch_constraints.<arch>. `media` is None where the arch takes text alone.
-
-    `inference_types` says what the media of a request (`none`, `image`, `video`) make of it, if anything.
-    """
+    """request.yaml's network_arch_constraints.<arch>. `media` is None where the arch takes text alone."""
 
     fields: Mapping[str, SamplingField]
     media: Media | None
-    inference_types: Mapping[str, str]
     system_prompt: bool
     streaming: bool
     answer: str
@@ -363,7 +359,6 @@ def _request_rules(constraints: Mapping[str, Any], base: Mapping[str, Any]) -> R
     return RequestRules(
         fields=fields,
         media=_media(media) if media else None,
-        inference_types=constraints.get("inference_types", {}),
         system_prompt=constraints["system_prompt"],
         streaming=constraints["streaming"],
         answer=constraints["answer"],

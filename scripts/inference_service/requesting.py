@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inference_service import chat, media, output, references, results, routing, sampling
+from inference_service import chat, interruption, media, output, references, results, routing, sampling
 from inference_service.body import JsonBody, elided
 from inference_service.chat import Completion
 from inference_service.contracts import Report, ServiceEntry
@@ -49,12 +49,16 @@ class Wish:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that is ready to be sent. `document` is its body, JSON but for the local files in it."""
+    """A request that is ready to be sent. `document` is its body, JSON but for the local files in it.
+
+    `parameters` are the sampling fields in it, those that were set and those whose default was accepted.
+    """
 
     request_id: str
     entry: ServiceEntry
     url: str
     document: Mapping[str, Any]
+    parameters: Mapping[str, Any]
     body: JsonBody
     destination: Destination
     caller: str
@@ -76,6 +80,7 @@ class Prepared:
             "content": content,
             "finish_reason": completion.finish_reason,
             "usage": completion.usage,
+            "parameters": dict(self.parameters),
             "latency_seconds": round(seconds - queued, 4),
             "first_byte_seconds": round(first_byte - queued, 4),
             "queue_seconds": round(queued, 4),
@@ -119,6 +124,7 @@ def prepare(wish: Wish, environ: Mapping[str, str] = os.environ) -> Prepared:
         entry=entry,
         url=_url(entry, wire),
         document=document,
+        parameters=values,
         body=JsonBody(document),
         destination=destination,
         caller=wish.caller or environ.get("TAO_INF_CALLER") or _user_name(),
@@ -150,17 +156,15 @@ def send(prepared: Prepared, report: Report, on_text: Callable[[str], None] | No
     except ToolError as error:
         error_type = error.type
         raise
-    except (KeyboardInterrupt, output.Terminated) as interruption:
-        # output.run prints the exception's text.
+    except (KeyboardInterrupt, output.Terminated) as error:
         error_type = "interrupted"
-        raise type(interruption)(_GIVEN_UP.format(request_id=prepared.request_id)) from None
+        given_up = f"request {prepared.request_id} was given up; the service may still compute its answer, unread"
+        interruption.telling(error, given_up, "send it again when you are ready")
+        raise
     finally:
         seconds = exchange.total_seconds
         log.finish(prepared.request_id, _outcome(exchange, completion, error_type, seconds))
     return prepared.answered(completion, exchange, seconds)
-
-
-_GIVEN_UP = "request {request_id} was given up; the service may still compute its answer, which nobody will read"
 
 
 def _logged(prepared: Prepared, route: str) -> LoggedRequest:

@@ -106,7 +106,7 @@ def _choice(entries: Sequence[ServiceEntry], question: str) -> DecisionNeeded:
         }
         for entry in entries
     ]
-    return DecisionNeeded([Need(name="job_id", question=question, answer_with="--job-id", options=options)])
+    return DecisionNeeded([Need(name="job_id", question=question, answer_with="--job-id JOB_ID", options=options)])
 
 
 def _nothing_runs(network_arch: str | None) -> BadInput:

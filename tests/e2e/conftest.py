@@ -1,12 +1,17 @@
-"""A real Docker engine for a test, from which everything that the test started is removed."""
+"""Real engines for a test, from which everything that the test started is removed."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from docker_engine import Engine, need_docker
+from kubernetes_engine import Namespace, own_namespace
+
+from inference_service import platforms
+from inference_service.contracts import Driver
 
 
 @pytest.fixture
@@ -26,3 +31,21 @@ def network(engine: Engine) -> Iterator[str]:
         engine.api.remove_container(name_on_it, force=True)
     for found in engine.api.networks(names=[name]):
         engine.api.remove_network(found["Id"])
+
+
+@pytest.fixture
+def namespace(own_state: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """A Kubernetes namespace of the test's own, which its kubeconfig names."""
+    import kubernetes_forward
+
+    with own_namespace(tmp_path) as made:
+        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
+        yield made
+        for job in made.get("jobs"):
+            kubernetes_forward.end_all(job["metadata"]["labels"]["tao-job-id"], None)
+
+
+@pytest.fixture
+def kubernetes(namespace: Namespace) -> Driver:
+    """The driver of that platform."""
+    return platforms.load("kubernetes")

@@ -108,6 +108,6 @@ echo "$*" >> "$root/calls"
 case "$*" in
     *"-m venv"*) mkdir -p "$root/.venv/bin" && cp "$0" "$root/.venv/bin/python" ;;
     *"-m pip"*) ;;
-    *) exec {real} "$@" ;;
+    *) exec "{real}" "$@" ;;
 esac
 """

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -27,7 +28,7 @@ def test_an_image_that_is_built_here_and_is_not_gives_the_build_command(engine: 
     with pytest.raises(ToolError) as missing:
         engine.start(image="tao-test/never-built:1")
     assert missing.value.type == "image_not_built"
-    assert missing.value.fix == f"cd {SKILL} && docker build --tag tao-test/never-built:1 ."
+    assert missing.value.fix == f"cd {shlex.quote(str(SKILL))} && docker build --tag tao-test/never-built:1 ."
 
 
 def test_an_image_s_registry_that_does_not_answer_is_named(engine: Engine) -> None:

@@ -24,9 +24,9 @@ def commands_of(page: Path) -> list[str]:
 
 
 def run_as_written(command: str) -> dict[str, object]:
-    """Run one of the page's commands from the skill's folder with this interpreter as its `python`; its document."""
+    """Run one of the page's commands in the skill's folder, by this interpreter instead of .venv's; its document."""
     program, *arguments = shlex.split(command)
-    assert program == "python", command
+    assert program == ".venv/bin/python", command
     done = subprocess.run(
         [sys.executable, *arguments], cwd=SKILL, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
     )
@@ -53,7 +53,7 @@ def test_the_commands_of_the_skill_start_ask_watch_and_stop(platform: str) -> No
     commands = [
         command
         for command in commands_of(SKILL / "SKILL.md")
-        if command.startswith("python ") and ("--platform" not in command or f"--platform {platform}" in command)
+        if command.startswith(".venv/") and ("--platform" not in command or f"--platform {platform}" in command)
     ]
     done = []
     try:

@@ -69,6 +69,7 @@ def test_help_of_a_subcommand_names_its_options(command: tuple[str, str]) -> Non
     assert all(option in written for option in SUBCOMMAND_OPTIONS[command])
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("script", ALL)
 def test_help_imports_nothing_heavy(script: str) -> None:
     command = [sys.executable, "-c", IMPORTS_OF_HELP, str(SCRIPTS / f"{script}.py")]

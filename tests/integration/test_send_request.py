@@ -9,7 +9,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ def test_an_answer_comes_back_with_everything_an_agent_relies_on(server: TaoServ
     assert (answer["job_id"], answer["network_arch"]) == (JOB, "tao-dataservices")
     assert (answer["status"], answer["finish_reason"], answer["usage"]) == (200, "stop", None)
     assert (answer["attempts"], answer["files"]) == (1, [])
+    assert answer["parameters"] == {"max_tokens": 1024, "temperature": 0.7, "top_p": 0.8, "top_k": 5}
     assert 0 < answer["first_byte_seconds"] <= answer["latency_seconds"] < 10
     assert f"Sending to job_id={JOB} arch=tao-dataservices url={server.url}/v1/chat/completions" in result.stderr
     (request,) = server.requests
@@ -158,12 +161,23 @@ def test_what_the_arch_cannot_take_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize("shape", ["reason", "error"])
 def test_a_service_that_loads_is_waited_for(shape: str) -> None:
-    with TaoServer(job_id=JOB, load_seconds=1.2, shape=shape) as server:
+    with TaoServer(job_id=JOB, shape=shape) as server:
+        server.become("loading")
         register(JOB, "tao-dataservices", server.url)
-        answer = run_script("send_request", *ASK).document
-        assert answer["queue_seconds"] > 0.3
+
+        def load_while_it_is_waited_for() -> None:
+            eventually(lambda: server.polls)
+            began = time.monotonic()
+            eventually(lambda: time.monotonic() - began > 0.5)
+            server.become("ready")
+
+        with ThreadPoolExecutor(1) as loader:
+            loaded = loader.submit(load_while_it_is_waited_for)
+            answer = run_script("send_request", *ASK).document
+            loaded.result()
+        assert answer["queue_seconds"] > 0.4
         assert len(server.requests) == 1, "the body is sent once, when it can be answered"
-    assert rows()[0]["queue_seconds"] > 0.3
+    assert rows()[0]["queue_seconds"] > 0.4
 
 
 @pytest.mark.parametrize(

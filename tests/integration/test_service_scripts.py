@@ -109,8 +109,8 @@ def test_a_service_that_dies_at_once_is_an_error_with_its_log_and_nothing_is_lef
 
 
 def test_a_start_that_is_not_ready_in_time_goes_on_and_can_be_waited_for(service: InnerCommand) -> None:
-    service.behave("--load-seconds", "4")
-    error = start("--timeout", "0.7", expect=4)["error"]
+    service.behave("--load-seconds", "9")
+    error = start("--timeout", "5", expect=4)["error"]
     assert "it keeps running and is registered" in error["message"]
     assert error["last_seen"]["state"] == "model_loading"
     (job_id,) = services()
@@ -144,6 +144,27 @@ def test_an_interruption_while_waiting_leaves_it_running_registered_and_said(
     assert f"wait_ready.py --job-id {job_id}" in error["fix"]
     assert f"stop_service.py --job-id {job_id}" in error["fix"]
     assert processes()
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.4, 0.6])
+def test_interrupted_twice_at_any_moment_the_registry_tells_what_runs_and_a_document_is_printed(
+    delay: float, service: InnerCommand
+) -> None:
+    service.behave("--load-seconds", "60")
+    starter = spawn("start_service", *START)
+    time.sleep(delay)
+    starter.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    starter.send_signal(signal.SIGINT)
+    stdout, stderr = starter.communicate(timeout=30)
+    running = {process.environ()["TAO_JOB_ID"] for process in processes()}
+    assert {job_id: entry["status"] for job_id, entry in services().items()} == dict.fromkeys(running, "running")
+    if starter.returncode == -signal.SIGINT or "Traceback" in stderr:
+        assert not running, "interrupted before the program itself had begun, and yet something runs"
+        return
+    error = one_document(stdout)["error"]
+    assert (starter.returncode, error["type"]) == (130, "interrupted")
+    assert all(job_id in error["message"] for job_id in running)
 
 
 @pytest.mark.parametrize("point", ["at once", "reserved", "process runs", "registered", "waiting"])

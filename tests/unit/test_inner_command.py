@@ -132,9 +132,12 @@ def test_any_model_path_and_value_come_back_out_of_the_shells_words(path: str, v
 def echoing_programs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """An environment in which the archs' programs are found, and print their arguments as JSON."""
     folder = tmp_path_factory.mktemp("programs")
+    (folder / "echo.py").write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    # A shebang cannot name an interpreter whose path has a space.
+    script = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(folder / "echo.py"))} "$@"\n'
     for name in ("cosmos-rl-inference-microservice", "cosmos_predict", "python"):
         program = folder / name
-        program.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+        program.write_text(script)
         program.chmod(0o755)
     return {"PATH": f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin", "LANG": "C.UTF-8", "HOME": str(folder)}
 

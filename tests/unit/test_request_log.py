@@ -282,6 +282,7 @@ def limited(program: str, limit: int, *arguments: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("limit", [0, 4096, 50_000])
 def test_a_disk_that_fills_up_costs_rows_but_no_answer_and_no_earlier_row(limit: int) -> None:
     request_log.open().begin(REQUEST)
@@ -314,5 +315,6 @@ def importable_without(modules: Sequence[str], statement: str) -> bool:
     )
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_sqlite_is_imported_only_when_the_log_is_used() -> None:
     assert importable_without(["sqlite3"], "from inference_service import request_log; request_log.open()")

@@ -24,7 +24,7 @@ def snapshot(*entries: ServiceEntry) -> Snapshot:
 def options(raised: pytest.ExceptionInfo[DecisionNeeded]) -> list[dict[str, Any]]:
     (need,) = raised.value.document()["needs"]
     assert need["name"] == "job_id"
-    assert need["answer_with"] == "--job-id"
+    assert need["answer_with"] == "--job-id JOB_ID"
     return list(need["options"])
 
 
