@@ -73,39 +73,29 @@ class BrevDouble:
 @pytest.fixture
 def brev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_state: None) -> Iterator[BrevDouble]:
     """Brev, logged in, without instances. Instances come up at once and have no firewall unless told otherwise."""
-    file = tmp_path / "brev" / "state.json"
-    file.parent.mkdir()
-    file.write_text(
-        json.dumps(
-            {
-                "logged_in": True,
-                "expires": time.time() + 3600,
-                "instances": {},
-                "calls": [],
-                "boot_seconds": 0.3,
-                "sshd_seconds": 0.3,
-                "firewalled": False,
-                "port_forward_stays": False,
-                "missing_images": [],
-                "refused_pulls": {},
-            }
-        )
-    )
-    monkeypatch.setenv("BREV_DOUBLE_STATE", str(file))
-    monkeypatch.setenv("PATH", f"{FOLDER}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("IMAGE_SMOLLM2", IMAGE)
-    yield BrevDouble()
-    _end_processes(str(file))
-    prefix = states.label("").split("=")[1]
-    done = subprocess.run(
-        ["docker", "ps", "--all", "--format", '{{.ID}} {{.Label "brev-double"}}', "--filter", "label=brev-double"],
-        capture_output=True,
-        text=True,
-    )
-    for line in done.stdout.splitlines():
-        container, _, mark = line.partition(" ")
-        if mark.startswith(prefix):
-            subprocess.run(["docker", "rm", "--force", "--volumes", container], capture_output=True)
+    with double_in(tmp_path / "brev") as double:
+        yield double
+
+
+@contextlib.contextmanager
+def double_in(folder: Path) -> Iterator[BrevDouble]:
+    """The double, found on PATH during the block; then its processes and containers are ended."""
+    folder.mkdir()
+    file = folder / "state.json"
+    beginning = {"logged_in": True, "expires": time.time() + 3600, "instances": {}, "calls": [], "boot_seconds": 0.3,
+                 "sshd_seconds": 0.3, "firewalled": False, "port_forward_stays": False, "missing_images": [],
+                 "refused_pulls": {}}  # fmt: skip
+    file.write_text(json.dumps(beginning))
+    path = os.environ["PATH"]
+    os.environ.update(BREV_DOUBLE_STATE=str(file), PATH=f"{FOLDER}{os.pathsep}{path}")
+    try:
+        yield BrevDouble()
+    finally:
+        _end_processes(str(file))
+        _remove_containers()
+        os.environ["PATH"] = path
+        del os.environ["BREV_DOUBLE_STATE"]
 
 
 def need_smollm2_image() -> None:
@@ -131,3 +121,16 @@ def _end_processes(state_file: str) -> None:
     for process in processes_of(state_file):
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def _remove_containers() -> None:
+    prefix = states.label("").split("=")[1]
+    done = subprocess.run(
+        ["docker", "ps", "--all", "--format", '{{.ID}} {{.Label "brev-double"}}', "--filter", "label=brev-double"],
+        capture_output=True,
+        text=True,
+    )
+    for line in done.stdout.splitlines():
+        container, _, mark = line.partition(" ")
+        if mark.startswith(prefix):
+            subprocess.run(["docker", "rm", "--force", "--volumes", container], capture_output=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,8 @@ from inference_service.errors import BadInput, ToolError
 _PULL_SECONDS = 2 * 3600.0
 _REPORT_EVERY_SECONDS = 1.0
 _STOP_SECONDS = 10
+_START = "tao-start"
+"""A label that tells which start made the container: a name alone may be another's."""
 
 
 def env_file(values: Mapping[str, str]) -> bytes:
@@ -53,15 +56,13 @@ def network_script(network: str) -> str:
     return f"docker network inspect {name} >/dev/null 2>&1 || docker network create {name}"
 
 
-def ensure_image(instance: str, image: str, network_arch: str, report: Report) -> None:
-    """Make sure that the instance has the image; a pull is a step of its own, with progress.
+def pull(instance: str, image: str, network_arch: str, report: Report) -> None:
+    """Get the image onto the instance: a step of its own, with progress.
 
     Raises:
-        ToolError: it is not there and cannot be pulled.
+        ToolError: it cannot be pulled.
     """
     quoted = shlex.quote(image)
-    if cli.execute(instance, f"docker image inspect {quoted} >/dev/null", by_brev=True).status == 0:
-        return
     registry = docker_images.registry_of(image)
     if docker_images.build_command(image, network_arch, references.load()):
         raise ToolError(
@@ -70,8 +71,8 @@ def ensure_image(instance: str, image: str, network_arch: str, report: Report) -
             f"docker save {quoted} | ssh {instance} docker load",
         )
     report(Progress("pulling", f"{image} from {registry}"))
-    pull = cli.follow(instance, f"docker pull {quoted}", timeout=_PULL_SECONDS, by_brev=True)
-    status, errors = _follow_pull(pull, image, report)
+    lines = cli.follow(instance, f"docker pull {quoted}", timeout=_PULL_SECONDS, by_brev=True)
+    status, errors = _follow_pull(lines, image, report)
     if status:
         raise _on_the_instance(docker_errors.pull_error(errors or "docker pull failed", image, registry), instance)
     report(Progress("pulling", f"{image}: done", 1.0))
@@ -84,17 +85,16 @@ def run(instance: str, plan: Plan, secret_values: Mapping[str, str], report: Rep
         ToolError: Docker refuses it. PortTaken: the instance's port is in use.
     """
     report(Progress("starting", f"container {plan.name} on {instance}"))
-    before = inspect(instance, plan.name)
-    if before is not None:
-        raise docker_errors.name_taken(plan, before["State"]["Status"], _label(before, JOB_ID_LABEL))
+    mark = uuid.uuid4().hex
+    plan = replace(plan, labels={**plan.labels, _START: mark})
     feed = env_file(secret_values) if plan.secret_env else None
-    network = cli.execute(instance, network_script(plan.network), by_brev=True)
-    if network.status and "already exists" not in network.errors:
-        raise ToolError("network_not_made", f"no network {plan.network}: {network.errors}", "docker network ls there")
-    done = cli.execute(instance, run_script(plan), feed, by_brev=feed is None)
+    script = f"( {network_script(plan.network)} ) >/dev/null\n{run_script(plan)}"
+    done = cli.execute(instance, script, feed, by_brev=feed is None)
     if done.status == 0:
         return done.output.split()[-1]
     found = inspect(instance, plan.name)
+    if found is not None and _label(found, _START) != mark:
+        raise docker_errors.name_taken(plan, found["State"]["Status"], _label(found, JOB_ID_LABEL))
     if found is not None and found["State"]["Status"] == "running":
         # brev ran it a second time, because the connection broke after the first.
         return str(found["Id"])

@@ -7,6 +7,7 @@ whose it is.
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ _LOOK_EVERY_SECONDS = 2.0
 _PROBE_SECONDS = 120.0
 _DELETE_SECONDS = 60.0
 _CREATE_TIMEOUT = "600"
-_PROBE = "docker version --format '{{.Server.Version}}' && (nvidia-smi -L 2>/dev/null || true)"
+_IMAGE = "image-is-there"
+_IMAGE_PROBE = f"docker image inspect --format '{_IMAGE} {{{{.Id}}}}'"
+_PROBE = "docker version --format '{{.Server.Version}}' || exit 1; nvidia-smi -L 2>/dev/null"
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,10 @@ def choose(spec: LaunchSpec, settings: Settings, report: Report) -> Chosen:
     return Chosen(_create(spec, settings, report), _now())
 
 
-def wait_until_up(instance: Instance, num_gpus: int, timeout: float, report: Report) -> None:
-    """Wait until commands can be run on the instance and Docker answers there. RUNNING comes before sshd does.
+def wait_until_up(instance: Instance, spec: LaunchSpec, timeout: float, report: Report) -> bool:
+    """Wait until commands can be run on the instance and Docker answers there; whether it has the service's image.
+
+    RUNNING comes before sshd does.
 
     Raises:
         ToolError: it failed or is going away, it was not up within `timeout` seconds, or it has no Docker or too few
@@ -90,22 +95,22 @@ def wait_until_up(instance: Instance, num_gpus: int, timeout: float, report: Rep
     """
     deadline = time.monotonic() + timeout
     last = instance.status
+    probe = f"{_PROBE}; {_IMAGE_PROBE} {shlex.quote(spec.image)} 2>/dev/null || true"
     while True:
-        found = cli.find(instance.name)
-        last = found.status if found else "gone"
         if last == "RUNNING":
             report(Progress("instance", f"{instance.name} is RUNNING, waiting until commands can be run on it"))
             try:
                 done = cli.execute(
                     instance.name,
-                    _PROBE,
+                    probe,
                     timeout=min(_PROBE_SECONDS, max(5.0, deadline - time.monotonic())),
                     by_brev=True,
                 )
             except ToolError as error:
                 last = error.message
             else:
-                return _require(instance, done, num_gpus)
+                _require(instance, done, spec.num_gpus)
+                return any(line.startswith(f"{_IMAGE} ") for line in done.output.splitlines())
         elif last not in _COMING_UP:
             raise ToolError("instance_failed", f"the instance {instance.name} is {last}", "brev ls")
         else:
@@ -117,6 +122,8 @@ def wait_until_up(instance: Instance, num_gpus: int, timeout: float, report: Rep
                 f"brev ls; or allow it more: --instance-timeout {2 * timeout:g}",
             )
         time.sleep(_LOOK_EVERY_SECONDS)
+        found = cli.find(instance.name)
+        last = found.status if found else "gone"
 
 
 def delete(name: str) -> None:

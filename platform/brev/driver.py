@@ -102,8 +102,8 @@ class Driver:
                 chosen = instances.choose(spec, settings, report)
                 made.append(chosen)
             name = chosen.instance.name
-            instances.wait_until_up(chosen.instance, spec.num_gpus, settings.timeout, report)
-            container.ensure_image(name, spec.image, spec.network_arch, report)
+            if not instances.wait_until_up(chosen.instance, spec, settings.timeout, report):
+                container.pull(name, spec.image, spec.network_arch, report)
             with held_back():
                 container_id = container.run(name, plan, secret_values, report)
             url, way = brev_reaching.find_way(spec.job_id, name, spec.host_port, settings.reach, report)
