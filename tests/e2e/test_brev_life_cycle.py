@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -18,12 +19,25 @@ from typing import Any
 import psutil
 import pytest
 from brev_double import IMAGE, LAUNCH, BrevDouble, brev, need_smollm2_image, processes_of
+from docker_engine import entry_of, free_port, launch_spec
 from support import SCRIPTS, eventually, run_script
+
+from inference_service import platforms
+from inference_service.contracts import State
+from inference_service.errors import BadInput, PortTaken
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
 __all__ = ["brev"]
 
-ASK = ("--prompt", "What is the capital of France?", "--accept-defaults", "--set", "max_tokens=24")
+ASK = (
+    "--prompt",
+    "What is the capital of France?",
+    "--accept-defaults",
+    "--set",
+    "max_tokens=24",
+    "--set",
+    "temperature=0",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -288,6 +302,20 @@ def test_gpus_are_asked_of_the_instances_docker(brev: BrevDouble, options: tuple
     assert request["Capabilities"] == [["gpu"]]
     assert (request["Count"], request["DeviceIDs"] or []) == ((1, []) if len(options) == 2 else (0, ["0", "2"]))
     run_script("stop_service", "--all")
+
+
+def test_a_container_of_another_start_is_neither_taken_for_ours_nor_removed(brev: BrevDouble) -> None:
+    brev.add("mine")
+    driver, options = platforms.load("brev"), {"instance": "mine", "reach": "direct"}
+    spec = launch_spec(platform="brev", host_port=free_port(), platform_options=options)
+    started = driver.start(spec, lambda progress: None)
+    with pytest.raises(BadInput) as refused:
+        driver.start(dataclasses.replace(spec, host_port=free_port()), lambda progress: None)
+    assert refused.value.type == "job_id_in_use"
+    assert driver.status(entry_of(spec, started)).state is State.RUNNING
+    with pytest.raises(PortTaken):
+        driver.start(dataclasses.replace(spec, job_id=str(uuid.uuid4())), lambda progress: None)
+    assert brev.containers("mine") == [spec.job_id]
 
 
 KILLS = {
