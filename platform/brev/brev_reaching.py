@@ -16,7 +16,7 @@ from inference_service.contracts import Progress, Report, ServiceEntry
 from inference_service.errors import PortTaken, ToolError
 from inference_service.readiness_answers import Verdict, understand
 
-# Docker refuses connections until the server listens; a firewall is silent.
+# A server takes seconds until it listens; a firewall is silent.
 _DIRECT_SECONDS = 6.0
 _CONNECT_SECONDS = 2.0
 _LOOK_EVERY_SECONDS = 0.25
@@ -103,13 +103,14 @@ def _answers(url: str, job_id: str) -> bool:
     deadline = time.monotonic() + _DIRECT_SECONDS
     while True:
         heard = _probe(url, job_id)
-        if heard != "refused" or time.monotonic() > deadline:
+        if heard != "not_yet" or time.monotonic() > deadline:
             return heard == "ours"
         time.sleep(_LOOK_EVERY_SECONDS)
 
 
 def _probe(url: str, job_id: str) -> str:
-    """`ours` when this very service answers, ready or not; `refused`, or `silent` for all else.
+    """`ours` when this very service answers, ready or not; `not_yet` when a connection was refused or dropped, and
+    `silent` for all else.
 
     That a connection is accepted says little: a proxy on the way may accept everything.
     """
@@ -121,7 +122,8 @@ def _probe(url: str, job_id: str) -> str:
         with session:
             answer = session.get(url + wire.readiness_path, timeout=_CONNECT_SECONDS, allow_redirects=False)
     except requests.RequestException as error:
-        return "refused" if "refused" in str(error).lower() else "silent"
+        # Docker takes connections for a server that does not listen yet, and drops them.
+        return "silent" if isinstance(error, requests.Timeout) else "not_yet"
     seen = understand(answer.status_code, answer.content, job_id, wire.readiness)
     return "silent" if seen.verdict is Verdict.FOREIGN or seen.word == "no_json" else "ours"
 

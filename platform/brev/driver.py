@@ -39,6 +39,7 @@ from inference_service.errors import BadInput, DecisionNeeded, PortTaken, ToolEr
 from inference_service.interruption import held_back
 
 PLATFORM = "brev"
+NAME_TAKEN = ("job_id_in_use", "container_name_taken")
 CREATED, DELETE = "created_instance", "delete_instance"
 
 # Whether an instance has other services on it may only be asked when none of them is just being removed.
@@ -111,6 +112,8 @@ class Driver:
             # Nothing was made; or the next attempt, on another port, uses the same instance.
             raise
         except BaseException as error:
+            if isinstance(error, ToolError) and error.type in NAME_TAKEN:
+                raise  # what has the name is another start's
             with held_back(deliver=False):
                 _undo(spec.job_id, made[0] if made else None, error)
             raise

@@ -138,7 +138,7 @@ def test_behind_a_firewall_a_port_forward_is_opened_reopened_when_it_dies_and_en
     brev.add("mine", firewalled=True)
     started = start("--instance", "mine")
     job_id = started["job_id"]
-    assert started["host_url"] == f"http://localhost:{started['host_port']}"
+    assert started["host_url"].startswith("http://localhost:")
     process = psutil.Process(registered(job_id)["tunnel"]["pid"])
     assert process.create_time() == pytest.approx(registered(job_id)["tunnel"]["started"], abs=0.1)
     assert "Paris" in run_script("send_request", "--job-id", job_id, *ASK).document["content"]
@@ -321,7 +321,7 @@ def test_a_container_of_another_start_is_neither_taken_for_ours_nor_removed(brev
 KILLS = {
     "the instance is created": lambda brev: bool(brev.instances()),
     "it runs": lambda brev: any(found["status"] == "RUNNING" for found in brev.instances().values()),
-    "Docker was asked": lambda brev: len(brev.calls("exec")) >= 3,
+    "Docker was asked": lambda brev: len(brev.calls("exec")) >= 2,
     "the container is there": lambda brev: bool(brev.containers()),
     "the tunnel is being opened": lambda brev: bool(brev.calls("port-forward")),
 }
