@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,8 @@ from inference_service.contracts import Check
 from inference_service.errors import ToolError
 
 ALL = "all"
+PATIENCE_SECONDS = 20.0
+"""How long the table of all platforms waits for the slowest."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +41,7 @@ def main(arguments: argparse.Namespace) -> output.Document:
         ToolError: a check of the one platform that was asked for failed; `checks` are in the error's document.
     """
     if arguments.platform == ALL:
-        return {"platforms": [checked(name) for name in platforms.names()]}
+        return {"platforms": all_checked()}
     result = checked(arguments.platform)
     failed = [check for check in result["checks"] if not check["ok"]]
     if failed:
@@ -53,12 +55,41 @@ def main(arguments: argparse.Namespace) -> output.Document:
     return result
 
 
+def all_checked() -> list[dict[str, Any]]:
+    """The checks of every platform, made at once; one that takes too long is one failed check."""
+    from inference_service import bounded
+
+    found: dict[str, dict[str, Any]] = {}
+
+    def task(name: str) -> Callable[[], None]:
+        return lambda: found.update({name: checked(name)})
+
+    bounded.run([task(name) for name in platforms.names()], PATIENCE_SECONDS)
+    return [found.get(name) or _unanswered(name) for name in platforms.names()]
+
+
 def checked(platform: str) -> dict[str, Any]:
     """The platform's checks as JSON; a driver that cannot even be asked is one failed check."""
     try:
-        checks = platforms.load(platform).preflight()
+        return _document(platform, platforms.load(platform).preflight())
     except ToolError as error:
-        checks = [Check("driver", False, error.message, error.fix)]
+        return _document(platform, [Check("driver", False, error.message, error.fix or _manual(platform))])
+    except Exception as error:
+        # One platform's fault is not to hide what the others can do.
+        found = f"its checks failed: {type(error).__name__}: {error}"
+        return _document(platform, [Check("driver", False, found, _manual(platform))])
+
+
+def _unanswered(platform: str) -> dict[str, Any]:
+    found = f"its checks take longer than {PATIENCE_SECONDS:g} s"
+    return _document(platform, [Check("driver", False, found, f"preflight.py --platform {platform} waits for them")])
+
+
+def _manual(platform: str) -> str:
+    return f"see platform/{platform}/SKILL.md"
+
+
+def _document(platform: str, checks: Sequence[Check]) -> dict[str, Any]:
     return {
         "platform": platform,
         "ok": all(check.ok for check in checks),

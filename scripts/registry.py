@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Show or change the service registry: which inference services there are and where they answer.
 
-registry.py list                    all services, and the running one that was started last
+registry.py list                    all services, how each is now, and the running one that was started last
 registry.py show J                  one of them
+registry.py list --offline          only what is registered: neither platforms nor services are asked
 registry.py write …                 register a service that was started by other means
 registry.py remove J                forget one, without stopping it (stop_service.py stops)
 registry.py reconcile               compare with what the platforms run: adopt what is not registered, mark what is gone
@@ -24,9 +25,11 @@ def parser() -> output.ArgumentParser:
     """The command line."""
     top = output.ArgumentParser(description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="all services", description="All services.")
-    show = commands.add_parser("show", help="one service", description="One service.")
+    listed = commands.add_parser("list", help="all services", description=f"All services.\n\n{_LIVE}")
+    show = commands.add_parser("show", help="one service", description=f"One service.\n\n{_LIVE}")
     show.add_argument("job_id", metavar="J", help="its job_id, or the first 8 or more characters of it")
+    for command in (listed, show):
+        command.add_argument("--offline", action="store_true", help="ask nobody, only show what is registered")
     _add_write(commands.add_parser("write", help="register a service", description=_WRITE))
     remove = commands.add_parser("remove", help="forget a service", description=_REMOVE)
     remove.add_argument("job_id", metavar="J", help="its whole job_id")
@@ -36,6 +39,10 @@ def parser() -> output.ArgumentParser:
     return top
 
 
+_LIVE = """\
+Each with its age, what its platform says of it (`state`), its idle minutes as it says itself, and what its GPUs have
+cost so far where TAO_INF_PRICING names a file with their price (references/pricing.yaml says how). Platforms and
+services have three seconds to answer, all at once; `state` is UNKNOWN where one did not."""
 _WRITE = "Register a service that was started by other means, or change the registration of one."
 _REMOVE = "Forget a service, without stopping it: what runs goes on running. stop_service.py stops it and forgets it."
 _RECONCILE = """\

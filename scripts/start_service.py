@@ -113,7 +113,7 @@ def _document(entry: ServiceEntry) -> dict[str, Any]:
     from inference_service import references
 
     shown = ("job_id", "network_arch", "platform", "host_url", "host_port", "docker_url", "platform_job_id", "image",
-             "model_path", "num_gpus", "started_at")  # fmt: skip
+             "model_path", "num_gpus", "started_at", "stop_after")  # fmt: skip
     document = {name: getattr(entry, name) for name in shown}
     return document | {"url": entry.host_url.rstrip("/") + references.load().wire.chat_completions}
 

@@ -25,6 +25,7 @@ from inference_service.contracts import (
     JOB_ID_LABEL,
     MODEL_PATH_LABEL,
     NETWORK_ARCH_LABEL,
+    STOP_AFTER_LABEL,
     Check,
     LaunchSpec,
     PlatformOption,
@@ -128,6 +129,7 @@ class Driver:
             host_port=spec.host_port,
             docker_url=f"http://{spec.job_id}:{spec.container_port}",
             started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            stop_after=plan.labels.get(STOP_AFTER_LABEL),
             extras={
                 **_instance_fields(chosen),
                 "container_id": container_id,
@@ -275,6 +277,7 @@ def _discovered(attributes: Mapping[str, Any], instance: cli.Instance) -> Starte
         host_port=port,
         docker_url=f"http://{job_id}:{container_port}" if container_port else None,
         started_at=utc_seconds(attributes["State"]["StartedAt"]),
+        stop_after=labels.get(STOP_AFTER_LABEL),
         extras={
             **_instance_fields(Chosen(instance)),
             "container_id": attributes["Id"],

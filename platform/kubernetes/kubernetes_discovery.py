@@ -12,7 +12,13 @@ import kubernetes_objects as objects
 from kubernetes_cluster import PLATFORM, Access, Cluster
 from kubernetes_options import CLUSTER_IP, LOAD_BALANCER
 
-from inference_service.contracts import JOB_ID_LABEL, MODEL_PATH_LABEL, NETWORK_ARCH_LABEL, StartedService
+from inference_service.contracts import (
+    JOB_ID_LABEL,
+    MODEL_PATH_LABEL,
+    NETWORK_ARCH_LABEL,
+    STOP_AFTER_LABEL,
+    StartedService,
+)
 from inference_service.errors import ToolError
 
 _ENDED = ("Complete", "Failed", "FailureTarget")
@@ -91,6 +97,7 @@ def _described(cluster: Cluster, job: Mapping[str, Any], service: Mapping[str, A
         host_port=host_port,
         docker_url=address.url(service["spec"]["clusterIP"], address.port(service)) if service else None,
         started_at=metadata["creationTimestamp"],
+        stop_after=annotations.get(STOP_AFTER_LABEL),
         extras=extras,
     )
 

@@ -19,7 +19,14 @@ from typing import Any
 from kubernetes_options import Settings, registry_of
 
 from inference_service import paths, references
-from inference_service.contracts import JOB_ID_LABEL, MODEL_PATH_LABEL, NETWORK_ARCH_LABEL, REGISTRY_LABEL, LaunchSpec
+from inference_service.contracts import (
+    JOB_ID_LABEL,
+    MODEL_PATH_LABEL,
+    NETWORK_ARCH_LABEL,
+    REGISTRY_LABEL,
+    STOP_AFTER_LABEL,
+    LaunchSpec,
+)
 
 GPU = "nvidia.com/gpu"
 SECRETS_ANNOTATION = "tao-secrets"
@@ -124,6 +131,7 @@ def _job(spec: LaunchSpec, settings: Settings, namespace: str, secrets_made: lis
         job["metadata"]["annotations"][SECRETS_ANNOTATION] = ",".join(secrets_made)
     if settings.deadline_seconds is not None:
         job["spec"]["activeDeadlineSeconds"] = settings.deadline_seconds
+        job["metadata"]["annotations"][STOP_AFTER_LABEL] = spec.stop_after()
     template = job["spec"]["template"]
     template["metadata"] = {key: job["metadata"][key] for key in ("labels", "annotations")}
     pod = template["spec"]

@@ -48,9 +48,6 @@ OPTIONS = (
         type=bool,
         default=False,
     ),
-    PlatformOption(
-        "max-hours", "the cluster ends the service after so many hours, whatever happens here", type=float, metavar="H"
-    ),
     PlatformOption("node-selector", "labels that the node must have: key=value,…", metavar="LABELS"),
     PlatformOption("tolerations", "taints that are tolerated: key[=value][:effect],…", metavar="TAINTS"),
     PlatformOption(
@@ -135,7 +132,7 @@ def settings(spec: LaunchSpec) -> Settings:
         node_address=_node_address(given["node-address"]),
         image_pull_secret=_name("image-pull-secret", given["image-pull-secret"]),
         create_image_pull_secret=bool(given["create-image-pull-secret"]),
-        deadline_seconds=_deadline(given["max-hours"]),
+        deadline_seconds=_deadline(spec.max_hours),
         node_selector=_pairs("node-selector", given["node-selector"]),
         tolerations=tuple(_toleration(text) for text in _parts(given["tolerations"])),
         claims=tuple(_claim(text) for text in _parts(given["pvc"])),
@@ -250,8 +247,8 @@ def _port(value: Any) -> int | None:
     return value if value is None else int(value)
 
 
-def _deadline(hours: Any) -> int | None:
-    return None if hours is None else max(1, round(_positive("max-hours", hours) * 3600))
+def _deadline(hours: float | None) -> int | None:
+    return None if hours is None else max(1, round(hours * 3600))
 
 
 def _node_address(text: str | None) -> str | None:

@@ -24,7 +24,7 @@ from kubernetes_cluster import PLATFORM, Cluster
 from kubernetes_options import CLUSTER_IP, LOAD_BALANCER, NODE_PORT, Settings
 
 from inference_service import output
-from inference_service.contracts import LaunchSpec, Progress, Report, StartedService
+from inference_service.contracts import STOP_AFTER_LABEL, LaunchSpec, Progress, Report, StartedService
 from inference_service.errors import BadInput, DecisionNeeded, ToolError
 from inference_service.interruption import held_back
 
@@ -181,6 +181,7 @@ def _reached(
         platform_job_id=name,
         host_port=host_port,
         docker_url=address.url(service["spec"]["clusterIP"], address.port(service)),
+        stop_after=made.job["metadata"]["annotations"].get(STOP_AFTER_LABEL),
         extras=extras,
     )
 

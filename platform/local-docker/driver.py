@@ -23,6 +23,7 @@ from inference_service import docker_container, paths
 from inference_service.contracts import (
     JOB_ID_LABEL,
     REGISTRY_LABEL,
+    STOP_AFTER_LABEL,
     Check,
     LaunchSpec,
     PlatformOption,
@@ -102,6 +103,7 @@ class Driver:
             host_port=spec.host_port,
             docker_url=f"http://{spec.job_id}:{spec.container_port}",
             started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            stop_after=plan.labels.get(STOP_AFTER_LABEL),
             extras={DAEMON_FIELD: address, "container_id": container_id, "docker_network": settings.network},
         )
 

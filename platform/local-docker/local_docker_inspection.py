@@ -7,7 +7,13 @@ from typing import Any
 
 import local_docker_daemon as daemon
 
-from inference_service.contracts import JOB_ID_LABEL, MODEL_PATH_LABEL, NETWORK_ARCH_LABEL, StartedService
+from inference_service.contracts import (
+    JOB_ID_LABEL,
+    MODEL_PATH_LABEL,
+    NETWORK_ARCH_LABEL,
+    STOP_AFTER_LABEL,
+    StartedService,
+)
 from inference_service.docker_inspection import num_gpus, published, utc_seconds
 
 PLATFORM = "local-docker"
@@ -32,6 +38,7 @@ def discovered(attributes: Mapping[str, Any], address: str) -> StartedService:
         host_port=port,
         docker_url=f"http://{job_id}:{container_port}" if container_port else None,
         started_at=utc_seconds(attributes["State"]["StartedAt"]),
+        stop_after=labels.get(STOP_AFTER_LABEL),
         extras={
             DAEMON_FIELD: address,
             "container_id": attributes["Id"],

@@ -112,6 +112,7 @@ class Driver:
             num_gpus=spec.num_gpus,
             host_port=spec.host_port,
             started_at=_moment(time.time()),
+            stop_after=environ.get(group.STOP_AFTER),
             extras=_extras(spec.job_id, child.pid),
         )
 
@@ -177,6 +178,7 @@ class Driver:
                     model_path=environ.get(group.MODEL_PATH, ""),
                     host_port=int(port),
                     started_at=_moment(item.process.create_time()),
+                    stop_after=environ.get(group.STOP_AFTER),
                     extras=_extras(environ[group.JOB_ID], item.process.pid),
                 )
             )

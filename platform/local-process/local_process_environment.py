@@ -67,10 +67,12 @@ def _kept(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _marks(spec: LaunchSpec) -> dict[str, str]:
+    stop_after = spec.stop_after()
     return {
         group.JOB_ID: spec.job_id,
         group.NETWORK_ARCH: spec.network_arch,
         group.MODEL_PATH: spec.model_path,
         group.REGISTRY: paths.registry_owner(),
         group.HOST_PORT: str(spec.host_port),
+        **({group.STOP_AFTER: stop_after} if stop_after else {}),
     }

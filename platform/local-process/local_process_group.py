@@ -27,6 +27,7 @@ JOB_ID = mark(contracts.JOB_ID_LABEL)
 NETWORK_ARCH = mark(contracts.NETWORK_ARCH_LABEL)
 MODEL_PATH = mark(contracts.MODEL_PATH_LABEL)
 REGISTRY = mark(contracts.REGISTRY_LABEL)
+STOP_AFTER = mark(contracts.STOP_AFTER_LABEL)
 HOST_PORT = "TAO_HOST_PORT"
 
 

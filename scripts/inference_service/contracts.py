@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ NETWORK_ARCH_LABEL = "tao-network-arch"
 MODEL_PATH_LABEL = "tao-model-path"
 REGISTRY_LABEL = "tao-registry"
 """Whose service it is: `paths.registry_owner()`. Users who share an engine leave each other's services alone."""
+STOP_AFTER_LABEL = "tao-stop-after"
+"""When a service is to be stopped (ISO 8601, UTC), only where that was said: a lost registry does not lose it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class LaunchSpec:
 
     `command` is the inner shell string, the same on every platform. `host_port` is None until the registry has reserved
     one. `platform_options` are the platform's own options by name (`Driver.options`), those that the user gave. `specs`
-    are the startup specs that are written into `command`.
+    are the startup specs that are written into `command`. `max_hours` is how long the service may run; None: for ever.
     """
 
     job_id: str
@@ -51,6 +54,16 @@ class LaunchSpec:
     host_port: int | None = None
     platform_options: Mapping[str, Any] = field(default_factory=dict)
     specs: Mapping[str, Any] = field(default_factory=dict)
+    max_hours: float | None = None
+
+    def stop_after(self) -> str | None:
+        """When a service that is started now has run for `max_hours` (ISO 8601, UTC); None where it may run for ever.
+
+        For STOP_AFTER_LABEL and `StartedService.stop_after`: ask once, and put the same moment into both.
+        """
+        if self.max_hours is None:
+            return None
+        return (datetime.now(timezone.utc) + timedelta(hours=self.max_hours)).isoformat(timespec="microseconds")
 
     def to_json(self) -> dict[str, Any]:
         """The spec as a JSON object; `from_json` gives the same spec back."""
@@ -90,6 +103,7 @@ class StartedService:
     docker_url: str | None = None
     started_at: str | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    stop_after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +111,9 @@ class ServiceEntry:
     """One service of the registry.
 
     `status` is `starting` (reserved: a process, `reserved_by`, is about to start it), `running` (the platform has it;
-    ready or not) or `gone` (reconcile did not find it any more). `started_at` is ISO 8601 in UTC. `extras` holds the
-    driver's own fields and every key that we do not know: they survive a rewrite.
+    ready or not) or `gone` (reconcile did not find it any more). `started_at` is ISO 8601 in UTC, and so is
+    `stop_after`, the moment after which stop_service.py --expired stops it. `extras` holds the driver's own fields and
+    every key that we do not know: they survive a rewrite.
     """
 
     job_id: str
@@ -115,6 +130,7 @@ class ServiceEntry:
     started_at: str = ""
     reserved_by: Mapping[str, Any] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    stop_after: str | None = None
 
 
 class State(str, Enum):
@@ -183,7 +199,8 @@ class Driver(Protocol):
     """What every platform/<name>/driver.py provides as its class `Driver`, made without arguments and without I/O.
 
     Errors are `errors.ToolError`s that say what to do next. Every object made on the platform carries JOB_ID_LABEL,
-    NETWORK_ARCH_LABEL and REGISTRY_LABEL, so that `discover` finds it when the registry is lost.
+    NETWORK_ARCH_LABEL and REGISTRY_LABEL, so that `discover` finds it when the registry is lost, and STOP_AFTER_LABEL
+    where the spec has `max_hours`. A platform that can end a service by itself is told to: then nobody has to remember.
     """
 
     name: str

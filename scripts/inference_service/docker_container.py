@@ -19,6 +19,7 @@ from inference_service.contracts import (
     MODEL_PATH_LABEL,
     NETWORK_ARCH_LABEL,
     REGISTRY_LABEL,
+    STOP_AFTER_LABEL,
     LaunchSpec,
     Mount,
 )
@@ -64,6 +65,7 @@ def plan(spec: LaunchSpec, settings: Settings, tegra: bool) -> Plan:
     env = dict(spec.env)
     if gpus.runtime:
         env = {"NVIDIA_VISIBLE_DEVICES": _visible(gpus, tegra), "NVIDIA_DRIVER_CAPABILITIES": "all", **env}
+    stop_after = spec.stop_after()
     return Plan(
         name=spec.job_id,
         image=spec.image,
@@ -75,6 +77,7 @@ def plan(spec: LaunchSpec, settings: Settings, tegra: bool) -> Plan:
             NETWORK_ARCH_LABEL: spec.network_arch,
             MODEL_PATH_LABEL: spec.model_path,
             REGISTRY_LABEL: paths.registry_owner(),
+            **({STOP_AFTER_LABEL: stop_after} if stop_after else {}),
         },
         container_port=spec.container_port,
         bind_address=settings.bind_address,

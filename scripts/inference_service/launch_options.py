@@ -64,6 +64,12 @@ def add_to(parser: ArgumentParser, argv: Sequence[str], takes_launch_spec: bool 
     launch.add_argument(
         "--host-port", metavar="N", type=int, help="port of this machine (default: the lowest free one)"
     )
+    launch.add_argument(
+        "--max-hours",
+        metavar="H",
+        type=float,
+        help="hours it may run: then its platform ends it where it can, and stop_service.py --expired elsewhere",
+    )
     _add_platform_options(parser, argv)
 
 
@@ -93,6 +99,7 @@ def spec_from(arguments: Namespace, environ: Mapping[str, str] = os.environ) -> 
         mounts=arguments.mount,
         host_port=arguments.host_port,
         platform_options=options,
+        max_hours=arguments.max_hours,
     )
     spec = payload.build(wanted, refs, environ)
     _check_with_driver(spec)
@@ -224,6 +231,7 @@ def _spec_of_file(file: str, arguments: Namespace, refs: References, environ: Ma
     spec = replace(
         spec,
         host_port=spec.host_port if arguments.host_port is None else arguments.host_port,
+        max_hours=spec.max_hours if arguments.max_hours is None else arguments.max_hours,
         platform_options={**spec.platform_options, **_platform_options(arguments)},
     )
     payload.check(spec, refs, environ)

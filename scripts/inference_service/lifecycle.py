@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -28,10 +28,12 @@ _STOPPED_AT_A_TIME = 8
 
 @dataclass(frozen=True)
 class StopReport:
-    """The job_ids that were stopped, and those that could not be (job_id, message): these are still registered."""
+    """The job_ids that were stopped, those that could not be (job_id, message), and those that were not to be (job_id,
+    reason): these two kinds are still registered."""
 
     stopped: tuple[str, ...]
     failed: tuple[Mapping[str, str], ...]
+    kept: tuple[Mapping[str, str], ...] = ()
 
 
 def start(spec: LaunchSpec, report: Report, registry: Registry, avoid: Collection[int] = ()) -> ServiceEntry:
@@ -213,29 +215,40 @@ def until_started(entry: ServiceEntry, registry: Registry, timeout: float, repor
     return found
 
 
-def stop(entries: Sequence[ServiceEntry], registry: Registry) -> StopReport:
+def stop(
+    entries: Sequence[ServiceEntry],
+    registry: Registry,
+    reason_to_keep: Callable[[ServiceEntry], str] = lambda entry: "",
+) -> StopReport:
     """Stop these services, several at a time, and unregister each that is stopped; already gone is success.
+
+    `reason_to_keep` is asked about each, from several threads, at the last moment: why it is not to be stopped after
+    all, or nothing.
 
     Raises:
         KeyboardInterrupt, Terminated: once those that were being stopped are; the exception says which are left.
     """
     stopped: list[str] = []
     failed: dict[str, str] = {}
+    kept: dict[str, str] = {}
 
-    def finish(entry: ServiceEntry, future: Future[None]) -> None:
+    def finish(entry: ServiceEntry, future: Future[str]) -> None:
         try:
-            future.result()
+            if reason := future.result():
+                kept[entry.job_id] = reason
+                return
             registry.remove(entry.job_id)
             stopped.append(entry.job_id)
         except Exception as error:
             failed[entry.job_id] = str(error)
 
     with ThreadPoolExecutor(_STOPPED_AT_A_TIME) as pool:
-        pending: dict[Future[None], ServiceEntry] = {}
+        pending: dict[Future[str], ServiceEntry] = {}
         try:
             with held_back():
                 # The drivers are loaded here: importing is nothing for several threads to do at once.
-                pending.update({pool.submit(_stop, entry, _driver(entry.platform)): entry for entry in entries})
+                for entry in entries:
+                    pending[pool.submit(_stop, entry, _driver(entry.platform), reason_to_keep)] = entry
             for future in as_completed(list(pending)):
                 with held_back():
                     finish(pending.pop(future), future)
@@ -254,6 +267,7 @@ def stop(entries: Sequence[ServiceEntry], registry: Registry) -> StopReport:
     return StopReport(
         tuple(sorted(stopped, key=order.index)),
         tuple({"job_id": job_id, "message": failed[job_id]} for job_id in order if job_id in failed),
+        tuple({"job_id": job_id, "reason": kept[job_id]} for job_id in order if job_id in kept),
     )
 
 
@@ -264,7 +278,9 @@ def _driver(platform: str) -> Driver | BadInput:
         return error
 
 
-def _stop(entry: ServiceEntry, driver: Driver | BadInput) -> None:
+def _stop(entry: ServiceEntry, driver: Driver | BadInput, reason_to_keep: Callable[[ServiceEntry], str]) -> str:
+    if reason := reason_to_keep(entry):
+        return reason
     if isinstance(driver, BadInput):
         raise driver
     if entry.status == STARTING and not reservation_is_dead(entry):
@@ -274,6 +290,7 @@ def _stop(entry: ServiceEntry, driver: Driver | BadInput) -> None:
             "being_started", f"process {pid} is still starting it: interrupt that (kill {pid}), or wait for it"
         )
     driver.stop(entry)
+    return ""
 
 
 def _status(driver: Driver, entry: ServiceEntry) -> PlatformStatus:

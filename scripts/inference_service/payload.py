@@ -25,6 +25,8 @@ from inference_service.errors import BadInput, Need
 from inference_service.model_path import ModelPath
 from inference_service.references import Arch, PlatformFacts, References
 
+_MOST_HOURS = 87_600  # Ten years: whoever means longer means for ever.
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -39,6 +41,7 @@ class Wanted:
     mounts: Sequence[str] = ()
     host_port: int | None = None
     platform_options: Mapping[str, Any] = field(default_factory=dict)
+    max_hours: float | None = None
 
 
 def build(wanted: Wanted, refs: References, environ: Mapping[str, str] = os.environ) -> LaunchSpec:
@@ -71,6 +74,7 @@ def build(wanted: Wanted, refs: References, environ: Mapping[str, str] = os.envi
         host_port=wanted.host_port,
         platform_options=wanted.platform_options,
         specs=specs,
+        max_hours=wanted.max_hours,
     )
     check(spec, refs, environ)
     if facts.containers and model.is_file_path and facts.runs_on_this_machine(environ):
@@ -89,6 +93,7 @@ def check(spec: LaunchSpec, refs: References, environ: Mapping[str, str] = os.en
     _check_job_id(spec.job_id)
     _check_num_gpus(spec.num_gpus, arch)
     _check_port(spec, refs)
+    _check_max_hours(spec.max_hours)
     _check_env(spec, arch, facts, refs)
     images.check(spec.image, "image")
     mounts.check(spec.mounts, facts.containers, here)
@@ -171,6 +176,15 @@ def _check_port(spec: LaunchSpec, refs: References) -> None:
             "bad_container_port",
             f"container_port {spec.container_port} is refused: every service listens on {refs.container_port}",
             f"use {refs.container_port}",
+        )
+
+
+def _check_max_hours(hours: float | None) -> None:
+    if hours is not None and not 0 < hours <= _MOST_HOURS:
+        raise BadInput(
+            "bad_max_hours",
+            f"max_hours {hours:g} is refused: it must be above 0, and at most {_MOST_HOURS}",
+            "give a number of hours, like --max-hours 8, or leave it out",
         )
 
 

@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from inference_service import http_session, references, secrets
+from inference_service import http_session, references, secrets, short_answers
 from inference_service.contracts import Driver, PlatformStatus, Progress, Report, ServiceEntry, State
 from inference_service.errors import BadInput, NotReady, ToolError
 from inference_service.readiness_answers import Loading, Seen, Verdict, loading, understand
@@ -28,7 +28,6 @@ _POLL_TIMEOUT_SECONDS = 5.0
 _SIDE_QUESTION_SECONDS = 0.5
 _SIDE_QUESTION_SHARE = 10
 _SAY_AGAIN_SECONDS = 5.0
-_MOST_BODY_BYTES = 64 * 1024
 
 
 def pause(elapsed: float) -> float:
@@ -221,42 +220,5 @@ class _Wait:
 
     def _get(self, path: str) -> tuple[int, bytes] | str:
         """Status and the beginning of the body, or in words why there was no answer."""
-        import requests
-
         limit = max(0.01, min(_POLL_TIMEOUT_SECONDS, self._timeout - self._elapsed()))
-        until = time.monotonic() + limit
-        url = self._entry.host_url.rstrip("/") + path
-        try:
-            with self._session.get(url, timeout=limit, stream=True, allow_redirects=False) as response:
-                body = bytearray()
-                # Byte by byte, because a longer read would wait for all of it: a body may trickle, or never end.
-                for byte in response.iter_content(1):
-                    body += byte
-                    if len(body) >= _MOST_BODY_BYTES:
-                        break
-                    if time.monotonic() > until:
-                        return f"no whole answer within {limit:.1f} s"
-                return response.status_code, bytes(body)
-        except (
-            requests.exceptions.InvalidURL,
-            requests.exceptions.MissingSchema,
-            requests.exceptions.InvalidSchema,
-        ) as error:
-            raise ToolError(
-                "bad_host_url",
-                f"the registry's host_url of {self._entry.job_id} is no HTTP URL: {self._entry.host_url!r}",
-                f"see registry.py show {self._entry.job_id}",
-            ) from error
-        except requests.exceptions.Timeout:
-            return f"no answer within {limit:.1f} s"
-        except requests.exceptions.RequestException as error:
-            return _in_words(error)
-
-
-def _in_words(error: Exception) -> str:
-    """What went wrong at the bottom of an exception of requests, which wraps it several times over."""
-    text = str(error)
-    for words in ("Connection refused", "Connection reset by peer", "closed connection without response"):
-        if words in text:
-            return words.lower()
-    return f"{type(error).__name__}: {text}"[:200]
+        return short_answers.get(self._session, self._entry, path, limit)

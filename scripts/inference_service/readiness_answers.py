@@ -7,10 +7,11 @@ both say not ready. What counts is the word, not the status: only that tells wai
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeGuard
 
 from inference_service.references import Readiness
 
@@ -49,6 +50,15 @@ class Loading:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Life:
+    """What liveness says of a service in use: whose it is, whether its model is loaded, how long it has been idle."""
+
+    job_id: str | None
+    loaded: bool
+    idle_minutes: float | None
+
+
 def understand(http_status: int, body: bytes, job_id: str, words: Readiness) -> Seen:
     """What this answer of the readiness endpoint says of the service `job_id`.
 
@@ -84,6 +94,24 @@ def loading(body: bytes) -> Loading | None:
         remaining_steps=tuple(str(step) for step in steps) if isinstance(steps, list) else (),
         details=details if isinstance(details, Mapping) else {},
     )
+
+
+def life(body: bytes) -> Life | None:
+    """The rest of a liveness answer; None where it is none."""
+    document = _object(body)
+    if document is None:
+        return None
+    named, idle = document.get("job_id"), document.get("idle_time_minutes")
+    busy_loading = document.get("model_loading") or document.get("server_initializing")
+    return Life(
+        job_id=named if isinstance(named, str) and named else None,
+        loaded=document.get("model_loaded") is True and not busy_loading,
+        idle_minutes=float(idle) if _is_minutes(idle) else None,
+    )
+
+
+def _is_minutes(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _object(body: bytes) -> Mapping[str, Any] | None:

@@ -1,7 +1,8 @@
 """The reference data: every fact about archs, platforms, environment names and wire formats that code may rely on.
 
 `load()` reads the YAML and JSON files of `references/` and versions.yaml once per process, checks each against its JSON
-Schema and returns them as frozen values. Nothing else in this project reads those files.
+Schema and returns them as frozen values. Nothing else in this project reads those files. What GPUs cost, which users
+have a file of their own for, is pricing.py's.
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ class Registry:
                 num_gpus=spec.num_gpus,
                 host_port=port,
                 started_at=registry_entries.now(),
+                stop_after=spec.stop_after(),
                 reserved_by=this_process,
                 # Should this process die, they say where on the platform to look (a namespace, a login host).
                 extras={"platform_options": dict(spec.platform_options)} if spec.platform_options else {},
@@ -117,6 +118,7 @@ class Registry:
                 host_port=started.host_port or (reserved.host_port if reserved else None),
                 docker_url=started.docker_url,
                 started_at=registry_entries.utc(started.started_at) or registry_entries.now(),
+                stop_after=registry_entries.utc(started.stop_after) or (reserved.stop_after if reserved else None),
                 extras={**registry_entries.unknown_keys(noted), **started.extras},
             )
             state[started.job_id] = registry_entries.to_json(entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -42,13 +43,24 @@ def entry_document(entry: ServiceEntry) -> dict[str, Any]:
     return {**{key: value for key, value in entry.extras.items() if key not in fields}, **fields}
 
 
-def _list(registry: Registry, _arguments: argparse.Namespace) -> dict[str, Any]:
-    return _all_services(registry.read())
+def _list(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
+    snapshot = registry.read()
+    return _services(list(snapshot.services.values()), snapshot, arguments.offline)
 
 
 def _show(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
     snapshot = registry.read()
-    return {"services": [entry_document(routing.find(snapshot, arguments.job_id))], "latest": snapshot.latest}
+    return _services([routing.find(snapshot, arguments.job_id)], snapshot, arguments.offline)
+
+
+def _services(entries: Sequence[ServiceEntry], snapshot: Snapshot, offline: bool) -> dict[str, Any]:
+    documents = [entry_document(entry) for entry in entries]
+    if entries and not offline:
+        from inference_service import live_facts
+
+        facts = live_facts.look(entries)
+        documents = [{**document, **facts[document["job_id"]].document()} for document in documents]
+    return {"services": documents, "latest": snapshot.latest}
 
 
 def _write(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,6 +132,7 @@ def _registration(arguments: argparse.Namespace, snapshot: Snapshot) -> ServiceE
         host_port=_host_port(arguments.host_port, url),
         docker_url=known.docker_url,
         started_at=known.started_at or registry_entries.now(),
+        stop_after=known.stop_after,
         extras=known.extras,
     )
 

@@ -55,6 +55,7 @@ def from_json(job_id: str, value: Mapping[str, Any]) -> ServiceEntry:
         host_port=_integer(value.get("host_port")),
         docker_url=_text(value.get("docker_url")),
         started_at=_text(value.get("started_at")) or "",
+        stop_after=_text(value.get("stop_after")),
         reserved_by=reserved_by if isinstance(reserved_by, Mapping) else None,
         extras=unknown_keys(value),
     )

@@ -76,6 +76,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         request = Request(self.path, {name.lower(): value for name, value in self.headers.items()})
         self.double.requests.append(request)
+        self.double.used()
         scripted = self.double.scripted(self.path)
         if scripted is not None and scripted.reset == "early":
             self._reset()
@@ -129,8 +130,8 @@ class Handler(BaseHTTPRequestHandler):
                 "model_loading": state == "loading",
                 "server_initializing": state == "initializing",
                 "model_type": "TaoServer",
-                "last_request_time": datetime.now().isoformat(),
-                "idle_time_minutes": 0.0,
+                "last_request_time": datetime.fromtimestamp(self.double.last_request).isoformat(),
+                "idle_time_minutes": round(self.double.idle_minutes, 2),
                 "idle_timeout_minutes": 30,
                 "auto_deletion_enabled": True,
                 "progress": self._progress(),

@@ -35,7 +35,8 @@ class TaoServer:
 
     It goes from the first to the last of them by the clock (`initialize_seconds`, then `load_seconds`; `fail` is the
     state it ends in instead of `ready`), or as `become` says. `shape`: `reason` (7.3.0) or `error` (older). `job_id`
-    None leaves it out of every body. `model`: `media`, `text` (ignores cloud URIs) or `media_required`.
+    None leaves it out of every body. `model`: `media`, `text` (ignores cloud URIs) or `media_required`. `idle_minutes`
+    is for how long it has been idle when it starts.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class TaoServer:
         streaming: bool = False,
         token_delay: float = 0.0,
         cloud_uri_status: int = 400,
+        idle_minutes: float = 0.0,
     ) -> None:
         self.job_id, self.model, self.model_path, self.shape, self.why = job_id, model, model_path, shape, why
         self.usage, self.streaming, self.token_delay = usage, streaming, token_delay
         self.cloud_uri_status = cloud_uri_status
+        self.last_request, self._idle_before = time.time(), idle_minutes
         self.initialize_seconds, self.load_seconds = initialize_seconds, load_seconds
         self.end_state = fail or "ready"
         self.requests: list[Request] = []
@@ -76,6 +79,18 @@ class TaoServer:
     def ready_at(self) -> float:
         """When its clock makes it ready, on time.monotonic()'s scale."""
         return self.started + self.initialize_seconds + self.load_seconds
+
+    @property
+    def idle_minutes(self) -> float:
+        """Since the last request arrived, or it was ready: a request in progress does not stop this clock (7.3.0)."""
+        if self.state != "ready":
+            return 0.0
+        seconds = min(time.time() - self.last_request, time.monotonic() - self.ready_at)
+        return self._idle_before + max(0.0, seconds) / 60
+
+    def used(self) -> None:
+        """Note that a request has arrived."""
+        self.last_request, self._idle_before = time.time(), 0.0
 
     @property
     def state(self) -> str:
@@ -156,6 +171,7 @@ def main() -> None:
     parser.add_argument("--streaming", action="store_true")
     parser.add_argument("--usage", action="store_true")
     parser.add_argument("--bind-late", type=float, default=0.0, help="seconds until it listens: heavy imports")
+    parser.add_argument("--idle-minutes", type=float, default=0.0, help="for how long it has been idle already")
     parser.add_argument("--crash-after", type=float, help="seconds until the process dies with exit status 1")
     arguments = parser.parse_args()
     time.sleep(arguments.bind_late)
@@ -170,6 +186,7 @@ def main() -> None:
         model_path=arguments.job.get("specs", {}).get("model_path", "org/model"),
         streaming=arguments.streaming,
         usage=arguments.usage,
+        idle_minutes=arguments.idle_minutes,
     )
     print(f"Starting TaoServer Server on port {server.port}", flush=True)
     print("Progress update: loading_model - Loading model into memory (Remaining: 2 steps)", flush=True)

@@ -192,6 +192,23 @@ def test_kill_9_of_start_service_loses_and_orphans_nothing(point: str) -> None:
     assert our_containers() == []
 
 
+def test_a_deadline_is_on_the_container_survives_a_lost_registry_and_is_kept_by_expired() -> None:
+    long = run_script("start_service", *START, "--max-hours", "2", timeout=300).document
+    short = run_script("start_service", *START, "--max-hours", "0.0001", timeout=300).document
+    labels = {container["Name"].lstrip("/"): container["Config"]["Labels"] for container in our_containers()}
+    assert labels[long["job_id"]]["tao-stop-after"] == long["stop_after"]
+    Path(os.environ["TAO_INF_MS_STATE_FILE"]).unlink()
+    run_script("registry", "reconcile")
+    listed = {entry["job_id"]: entry for entry in run_script("registry", "list").document["services"]}
+    assert {job_id: entry["stop_after"] for job_id, entry in listed.items()} == {
+        service["job_id"]: service["stop_after"] for service in (long, short)
+    }
+    assert {entry["state"] for entry in listed.values()} == {"RUNNING"}
+    assert None not in {entry["idle_minutes"] for entry in listed.values()}
+    assert run_script("stop_service", "--expired", "--idle", "1h").document["stopped"] == [short["job_id"]]
+    assert [container["Name"].lstrip("/") for container in our_containers()] == [long["job_id"]]
+
+
 def test_planted_secrets_are_in_no_command_line_label_registry_log_or_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -295,9 +295,11 @@ def test_an_image_whose_registry_does_not_answer_is_pending(kubernetes: Driver, 
 
 
 def test_a_deadline_ends_the_service_on_the_cluster_itself(kubernetes: Driver, namespace: Namespace) -> None:
-    options = {"service-type": "ClusterIP", "max-hours": 0.0014}
-    entry = entry_of(kubernetes.start(launch_spec(platform_options=options), silent))
+    options = {"service-type": "ClusterIP"}
+    started = kubernetes.start(launch_spec(platform_options=options, max_hours=0.0014), silent)
+    entry = entry_of(started)
     assert namespace.one("jobs")["spec"]["activeDeadlineSeconds"] == 5
+    assert [found.stop_after for found in kubernetes.discover()] == [started.stop_after] != [None]
     eventually(lambda: kubernetes.status(entry).dead, timeout=60)
     assert "DeadlineExceeded" in eventually(lambda: kubernetes.status(entry).reason)
     eventually(lambda: not forward.running(entry.job_id), timeout=30)

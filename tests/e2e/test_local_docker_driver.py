@@ -205,7 +205,8 @@ def test_the_log_of_a_container_that_is_not_there_is_an_error(engine: Engine) ->
 def test_discover_gives_back_what_start_gave_and_only_to_its_own_registry(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, started = engine.start()
+    _, started = engine.start(max_hours=1.0)
+    assert started.stop_after
     (found,) = engine.driver.discover()
     same = (
         "job_id",
@@ -216,6 +217,7 @@ def test_discover_gives_back_what_start_gave_and_only_to_its_own_registry(
         "model_path",
         "host_port",
         "docker_url",
+        "stop_after",
         "extras",
     )
     assert {name: getattr(found, name) for name in same} == {name: getattr(started, name) for name in same}

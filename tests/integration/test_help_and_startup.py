@@ -28,19 +28,27 @@ HEAVY = (
 # What --help must name, from the list of options that agents rely on.
 PROMISED = {
     "build_payload": ["--network-arch", "--model-path", "--platform", "--num-gpus", "--spec", "--env"],
-    "start_service": ["--network-arch", "--launch-spec", "--no-wait", "--timeout", "--host-port", "--dry-run"],
+    "start_service": [
+        "--network-arch",
+        "--launch-spec",
+        "--no-wait",
+        "--timeout",
+        "--host-port",
+        "--dry-run",
+        "--max-hours",
+    ],
     "wait_ready": ["--job-id", "--network-arch", "--timeout", "--events"],
     "request_parameters": ["--job-id", "--network-arch"],
     "send_request": [
         *("--job-id", "--network-arch", "--prompt", "--system", "--image", "--video", "--set", "--accept-default"),
         *("--accept-defaults", "--output", "--stream", "--dry-run", "--caller"),
     ],
-    "stop_service": ["--job-id", "--all", "--yes"],
+    "stop_service": ["--job-id", "--all", "--yes", "--expired", "--idle"],
     "registry": ["list", "show", "write", "remove", "reconcile", "path"],
     "service_logs": ["--job-id", "--tail", "--follow"],
     "usage_report": ["--by", "--since", "--format"],
 }
-SUBCOMMAND_OPTIONS = {("registry", "reconcile"): ["--remove-gone"]}
+SUBCOMMAND_OPTIONS = {("registry", "reconcile"): ["--remove-gone"], ("registry", "list"): ["--offline"]}
 
 # Runs a script's --help in this process's place and says which modules it took.
 IMPORTS_OF_HELP = """

@@ -94,6 +94,7 @@ def test_a_service_is_started_on_its_port_found_again_and_stopped_without_a_trac
     (found,) = driver.discover()
     assert (found.job_id, found.host_url, found.host_port) == (entry.job_id, entry.host_url, entry.host_port)
     assert found.extras["pid"] == entry.extras["pid"]
+    assert found.stop_after is None
 
     folder = paths.state_directory() / "processes" / entry.job_id
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -46,10 +46,10 @@ def test_what_is_written_is_listed_and_shown_with_every_field() -> None:
         J1, "--image", "nvcr.io/x:1", "--model-path", "/m", "--platform-job-id", "7", url="http://localhost:9001/"
     )
     write(J2, url="http://10.0.0.9:8080")
-    listed = run_script("registry", "list").document
+    listed = run_script("registry", "list", "--offline").document
     assert [entry["job_id"] for entry in listed["services"]] == [J1, J2]
     assert listed["latest"] == J2
-    shown = run_script("registry", "show", J1).document
+    shown = run_script("registry", "show", J1, "--offline").document
     assert shown["services"] == written["services"] == listed["services"][:1]
     (entry,) = shown["services"]
     assert (entry["host_url"], entry["host_port"], entry["platform_job_id"]) == ("http://localhost:9001", 9001, "7")
@@ -175,7 +175,7 @@ def test_no_command_is_a_usage_error_with_the_way_to_help() -> None:
 def test_a_person_sees_a_table() -> None:
     write(J1)
     write(J2, url="http://localhost:8081")
-    shown = at_a_terminal("list")
+    shown = at_a_terminal("list", "--offline")
     line = next(line for line in shown.splitlines() if J2 in line)
     assert line.lstrip().startswith("*"), "the latest is not marked"
     assert "running" in line and "http://localhost:8081" in line and "cosmos-rl" in line

@@ -44,7 +44,7 @@ def start(*options: str, expect: int = 0) -> dict[str, Any]:
 
 
 def services() -> dict[str, dict[str, Any]]:
-    return {entry["job_id"]: entry for entry in run_script("registry", "list").document["services"]}
+    return {entry["job_id"]: entry for entry in run_script("registry", "list", "--offline").document["services"]}
 
 
 def spawn(script: str, *arguments: str) -> subprocess.Popen[str]:

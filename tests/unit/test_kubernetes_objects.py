@@ -29,11 +29,11 @@ EVERYTHING = launch_spec(
     image=NGC_IMAGE,
     secret_env=("HF_TOKEN", "WANDB_API_KEY"),
     num_gpus=2,
+    max_hours=2.0,
     mounts=(Mount("/data/ckpt", "/ckpt"), Mount("/scratch", "/scratch", read_only=False)),
     platform_options={
         "namespace": "team",
         "create-image-pull-secret": True,
-        "max-hours": 2.0,
         "node-selector": "gpu=a100",
         "tolerations": "spot:NoExecute",
         "pvc": "models/a:/m,models/b:/n:rw",
@@ -105,6 +105,7 @@ def test_a_job_runs_its_pod_once_and_only_after_everything_else_is_there() -> No
     assert job["backoffLimit"] == 0
     assert job["template"]["spec"]["restartPolicy"] == "Never"
     assert job["activeDeadlineSeconds"] == 7200
+    assert "tao-stop-after" in by_kind(EVERYTHING)["Job"]["metadata"]["annotations"]
     assert "activeDeadlineSeconds" not in by_kind(PLAIN)["Job"]["spec"]
 
 

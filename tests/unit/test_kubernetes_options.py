@@ -59,8 +59,6 @@ def test_lists_are_read() -> None:
         {"namespace": "Team"},
         {"service_type": "Ingress"},
         {"address_timeout": 0.0},
-        {"max_hours": -1.0},
-        {"max_hours": float("nan")},
         {"forward_port": 70000},
         {"node_address": "http://node"},
         {"node_selector": "gpu"},
@@ -102,8 +100,8 @@ def test_the_ngc_key_is_sent_to_no_other_registry() -> None:
 
 
 def test_hours_become_the_clusters_deadline() -> None:
-    assert settings(max_hours=1.5).deadline_seconds == 5400
-    assert settings(max_hours=0.00001).deadline_seconds == 1
+    assert options.settings(launch_spec(image="example.com/i:1", max_hours=1.5)).deadline_seconds == 5400
+    assert options.settings(launch_spec(image="example.com/i:1", max_hours=0.00001)).deadline_seconds == 1
 
 
 @given(number=st.integers(1, 10**6), unit=st.sampled_from(["", "k", "m", "g", "K", "Mi", "gb", "GiB"]))

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import local_docker_container as container
@@ -41,6 +42,13 @@ def test_a_dry_run_shows_the_container_and_secrets_as_names(monkeypatch: pytest.
     assert document["ports"] == {"8080/tcp": {"bind_address": "127.0.0.1", "host_port": 8083}}
     assert document["mounts"] == [{"source": "/data", "target": "/d", "read_only": True}]
     assert document["device_requests"][0]["Count"] == 2
+
+
+def test_a_deadline_is_a_label_of_the_container() -> None:
+    document = dry_run(launch_spec(max_hours=2.0))
+    left = datetime.fromisoformat(document["labels"]["tao-stop-after"]) - datetime.now(timezone.utc)
+    assert timedelta(hours=1.9) < left <= timedelta(hours=2)
+    assert f"tao-stop-after={document['labels']['tao-stop-after']}" in shlex.split(document["docker_run"])
 
 
 def test_a_dry_run_needs_no_docker_package_and_no_daemon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -62,16 +63,20 @@ def application(service: Service) -> Flask:
             state, message = why or ("model_loading", "the model is loading")
             http_status, error_type = _CHAT_ERRORS[state]
             return problem(http_status, error_type, message)
-        service.used()
-        # Not get_json: that has answers of its own for what is not JSON, and the TAO servers' answer is 500.
-        body = json.loads(request.get_data())
-        translated = chat.translate(body)
-        if body.get("stream"):
-            return Response(_events(service.model, translated), mimetype="text/event-stream")
-        began = time.monotonic()
-        answer = service.model.answer(translated)
-        _log_usage(began, answer.get("usage"))
-        return jsonify(answer)
+        with contextlib.ExitStack() as until_answered:
+            until_answered.enter_context(service.in_use())
+            # Not get_json: that has answers of its own for what is not JSON, and the TAO servers' answer is 500.
+            body = json.loads(request.get_data())
+            translated = chat.translate(body)
+            if body.get("stream"):
+                stream = Response(_events(service.model, translated), mimetype="text/event-stream")
+                # Called however the stream ends, which the generator's own end is not: it may never have begun.
+                stream.call_on_close(until_answered.pop_all().close)
+                return stream
+            began = time.monotonic()
+            answer = service.model.answer(translated)
+            _log_usage(began, answer.get("usage"))
+            return jsonify(answer)
 
     @app.errorhandler(RequestError)
     def refused(error: RequestError) -> Response:

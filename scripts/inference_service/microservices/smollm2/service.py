@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
@@ -32,7 +34,8 @@ class Service:
         self._lock = threading.Lock()
         self._state = "server_initializing"
         self._message = "the server is initializing"
-        self._last_used = time.time()
+        self._last_request = self._idle_since = time.time()
+        self._in_use = 0
         self._progress = self._snapshot(Progress("initializing", self._message), 0)
 
     def load(self) -> None:
@@ -56,10 +59,21 @@ class Service:
         except Exception as error:
             self._fail("model_load_failed", f"cannot load {self.model_path!r}: {type(error).__name__}: {error}")
 
-    def used(self) -> None:
-        """Note that a request came in now."""
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Around a request, from when it comes in until its answer has ended: it is not idle meanwhile.
+
+        The TAO microservices note the beginning alone (nvidia-tao-core 7.3.0): a long answer looks like idleness there.
+        """
         with self._lock:
-            self._last_used = time.time()
+            self._last_request = time.time()
+            self._in_use += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_use -= 1
+                self._idle_since = time.time()
 
     def not_ready(self) -> tuple[str, str] | None:
         """Why it cannot answer, yet or ever: one of the words of readiness' `reason`, and a sentence. None: it can."""
@@ -69,7 +83,8 @@ class Service:
     def liveness(self) -> dict[str, Any]:
         """The body of liveness."""
         with self._lock:
-            idle_minutes = (time.time() - self._last_used) / 60
+            idle = self._state == "ready" and not self._in_use
+            idle_minutes = (time.time() - self._idle_since) / 60 if idle else 0.0
             return {
                 "status": "healthy",
                 "model_loaded": self._state == "ready",
@@ -77,7 +92,7 @@ class Service:
                 "server_initializing": self._state == "server_initializing",
                 "job_id": self.job_id,
                 "model_type": NETWORK_ARCH,
-                "last_request_time": _moment(self._last_used),
+                "last_request_time": _moment(self._last_request),
                 "idle_time_minutes": round(idle_minutes, 2),
                 "idle_timeout_minutes": self._idle_timeout_minutes,
                 "auto_deletion_enabled": self._auto_deletion,
@@ -104,6 +119,7 @@ class Service:
     def _enter(self, state: str, progress: Progress, steps_done: int) -> None:
         with self._lock:
             self._state, self._message = state, progress.message
+            self._idle_since = time.time()
             self._progress = self._snapshot(progress, steps_done)
         if progress.fraction in (None, 1.0):
             log(f"{progress.stage}: {progress.message}")
