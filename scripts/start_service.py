@@ -12,10 +12,11 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from inference_service import output
-from inference_service.errors import NotReady, ToolError
+from inference_service.errors import DecisionNeeded, NotReady, ToolError
 
 if TYPE_CHECKING:
     from inference_service.contracts import LaunchSpec, ServiceEntry
@@ -80,8 +81,13 @@ def _start(spec: LaunchSpec, arguments: argparse.Namespace, services: Registry) 
     driver = platforms.load(spec.platform)
     lost_ports: set[int] = set()
     while True:
-        with progress.reporting(arguments.events) as report:
-            entry = lifecycle.start(spec, report, services, lost_ports)
+        try:
+            with progress.reporting(arguments.events) as report:
+                entry = lifecycle.start(spec, report, services, lost_ports)
+        except DecisionNeeded as decision:
+            # The answers are options of the platform; where nobody is there to answer, this raises it again.
+            spec = replace(spec, platform_options={**spec.platform_options, **output.decide(decision.needs)})
+            continue
         if not arguments.events:
             _say_started(_document(entry))
         try:

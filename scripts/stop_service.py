@@ -31,6 +31,11 @@ def parser() -> argparse.ArgumentParser:
         "--job-id", metavar="J", action="append", default=[], help="the service; may be given several times"
     )
     which.add_argument("--all", action="store_true", help="all services that are registered")
+    arguments.add_argument(
+        "--delete-instance",
+        choices=("yes", "no"),
+        help="whether a rented machine that was created for these services is deleted with them: it bills until then",
+    )
     arguments.add_argument("--expired", action="store_true", help="services that have run for their --max-hours")
     arguments.add_argument("--idle", metavar="D", help="services without a request for D: 90s, 30m, 2h, 1d")
     arguments.add_argument("--yes", action="store_true", help="without --job-id and --all: stop the latest, do not ask")
@@ -39,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Stop them; which were stopped, and which were gone already."""
-    from inference_service import lifecycle, stop_choice
+    from inference_service import lifecycle, rented_machines, stop_choice
     from inference_service.errors import ToolError
     from inference_service.registry import Registry
 
@@ -50,7 +55,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         document = {"already_gone": [], "kept": [dict(item) for item in done.kept]}
     else:
         chosen = stop_choice.choose(registry, arguments.job_id, arguments.all, arguments.yes)
-        done = lifecycle.stop(chosen.entries, registry)
+        done = lifecycle.stop(rented_machines.decided(chosen.entries, arguments.delete_instance), registry)
         document = {"already_gone": list(chosen.already_gone)}
     document = {"stopped": list(done.stopped), "failed": [dict(failure) for failure in done.failed], **document}
     if done.failed:
@@ -63,7 +68,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stop_unneeded(arguments: argparse.Namespace, registry: Registry) -> StopReport:
-    from inference_service import lifecycle, upkeep
+    from inference_service import lifecycle, rented_machines, upkeep
     from inference_service.errors import BadInput
 
     if arguments.job_id or arguments.all or arguments.yes:
@@ -73,7 +78,10 @@ def _stop_unneeded(arguments: argparse.Namespace, registry: Registry) -> StopRep
         )  # fmt: skip
     idle_seconds = None if arguments.idle is None else upkeep.duration(arguments.idle)
     unneeded = upkeep.Upkeep(registry, arguments.expired, idle_seconds)
-    return lifecycle.stop(tuple(registry.read().services.values()), registry, unneeded.reason_to_keep)
+    entries = tuple(registry.read().services.values())
+    if arguments.delete_instance is not None:
+        entries = rented_machines.decided(entries, arguments.delete_instance)
+    return lifecycle.stop(entries, registry, unneeded.reason_to_keep)
 
 
 def render(document: Any) -> None:

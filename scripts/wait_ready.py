@@ -38,6 +38,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         entry = lifecycle.until_started(entry, services, arguments.timeout, report)
         entry = reaching.reachable(entry, driver, report, services)
         readiness.wait(entry, driver, max(0.1, arguments.timeout - (time.monotonic() - began)), report)
+    # While it was waited for, the way to it may have become another.
+    entry = services.read().services.get(entry.job_id, entry)
     return {
         "job_id": entry.job_id,
         "network_arch": entry.network_arch,

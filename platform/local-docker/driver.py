@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import local_docker_container as container
 import local_docker_daemon as daemon
 import local_docker_options as options
-from local_docker_inspection import DAEMON_FIELD, PLATFORM, RUNNING_STATES, discovered, is_ours, status_of
+from local_docker_inspection import DAEMON_FIELD, PLATFORM, discovered
 from local_docker_interruption import uninterrupted
-from local_docker_options import OPTIONS, Settings
+from local_docker_options import OPTIONS
 
-from inference_service import paths
+from inference_service import docker_container, paths
 from inference_service.contracts import (
     JOB_ID_LABEL,
     REGISTRY_LABEL,
@@ -34,6 +34,9 @@ from inference_service.contracts import (
     StartedService,
     State,
 )
+from inference_service.docker_container import Plan
+from inference_service.docker_inspection import RUNNING_STATES, is_ours, status_of
+from inference_service.docker_options import Settings
 from inference_service.errors import BadInput, ToolError
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ class Driver:
 
     def dry_run(self, spec: LaunchSpec) -> Mapping[str, Any]:
         """The container that `start` would create, and the `docker run` command that would make the same."""
-        plan = container.plan(spec, options.settings(spec), container.is_tegra())
+        plan = docker_container.plan(spec, options.settings(spec), docker_container.is_tegra())
         return container.document(plan)
 
     def start(self, spec: LaunchSpec, report: Report) -> StartedService:
@@ -84,7 +87,7 @@ class Driver:
         address = daemon.default_address()
         api = self._api(address)
         try:
-            plan = container.plan(spec, settings, _is_tegra(api, address))
+            plan = docker_container.plan(spec, settings, _is_tegra(api, address))
             self._prepare(api, plan, spec, report)
             container_id = self._run(api, plan, secret_values, report)
         except _docker_errors() as error:
@@ -167,17 +170,18 @@ class Driver:
             self._clients[address] = daemon.connect(address).api
         return self._clients[address]
 
-    def _prepare(self, api: APIClient, plan: container.Plan, spec: LaunchSpec, report: Report) -> None:
+    def _prepare(self, api: APIClient, plan: Plan, spec: LaunchSpec, report: Report) -> None:
         import local_docker_network
         import local_docker_pull
 
         local_docker_pull.ensure(api, plan.image, spec.network_arch, report)
         uninterrupted(lambda: local_docker_network.ensure(api, plan.network))
 
-    def _run(self, api: APIClient, plan: container.Plan, secret_values: Mapping[str, str], report: Report) -> str:
+    def _run(self, api: APIClient, plan: Plan, secret_values: Mapping[str, str], report: Report) -> str:
         """The id of the running container; of one that does not get that far nothing is left, interrupted or not."""
-        import local_docker_errors
         from docker.errors import APIError
+
+        from inference_service import docker_errors
 
         report(Progress("starting", f"container {plan.name}"))
         created: list[str] = []
@@ -188,7 +192,7 @@ class Driver:
             uninterrupted(lambda: _discard(api, created))
             if not created and error.status_code == 409:
                 raise _name_taken(api, plan) from error
-            raise local_docker_errors.start_error(local_docker_errors.explanation(error), plan) from error
+            raise docker_errors.start_error(docker_errors.explanation(error), plan) from error
         except BaseException:
             uninterrupted(lambda: _discard(api, created or _created_without_answer(api, plan.name)))
             raise
@@ -204,7 +208,7 @@ class Driver:
         return found if found is not None and is_ours(found, entry.job_id) else None
 
 
-def _create(api: APIClient, plan: container.Plan, secret_values: Mapping[str, str]) -> str:
+def _create(api: APIClient, plan: Plan, secret_values: Mapping[str, str]) -> str:
     host_config = api.create_host_config(**container.host_config_arguments(plan))
     arguments = container.create_arguments(plan, secret_values)
     created: dict[str, Any] = api.create_container(**arguments, host_config=host_config)
@@ -244,12 +248,12 @@ def _remove(api: APIClient, container_id: str, stop_first: bool = True) -> None:
             api.wait(container_id, condition="removed")
 
 
-def _name_taken(api: APIClient, plan: container.Plan) -> ToolError:
-    import local_docker_errors
+def _name_taken(api: APIClient, plan: Plan) -> ToolError:
+    from inference_service import docker_errors
 
     found = _inspect_or_none(api, plan.name) or {"State": {"Status": "gone again"}, "Config": {}}
     label = (found["Config"].get("Labels") or {}).get(JOB_ID_LABEL)
-    return local_docker_errors.name_taken(plan, found["State"]["Status"], label)
+    return docker_errors.name_taken(plan, found["State"]["Status"], label)
 
 
 def _inspect_or_none(api: APIClient, name_or_id: str) -> dict[str, Any] | None:
@@ -275,7 +279,8 @@ def _docker_errors() -> tuple[type[Exception], ...]:
 def _failure(error: Exception, address: str) -> ToolError:
     """The daemon answered with an error that nobody expected, or did not answer at all."""
     from docker.errors import APIError
-    from local_docker_errors import explanation
+
+    from inference_service.docker_errors import explanation
 
     if isinstance(error, APIError):
         return ToolError("docker_error", f"Docker says: {explanation(error)}", "see python scripts/preflight.py")
@@ -306,6 +311,6 @@ def _check_reachable(address: str, settings: Settings) -> None:
 
 
 def _is_tegra(api: APIClient, address: str) -> bool:
-    if daemon.is_on_this_machine(address) and container.is_tegra():
+    if daemon.is_on_this_machine(address) and docker_container.is_tegra():
         return True
-    return container.is_tegra(str(api.info().get("KernelVersion", "")))
+    return docker_container.is_tegra(str(api.info().get("KernelVersion", "")))

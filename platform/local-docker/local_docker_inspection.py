@@ -1,8 +1,7 @@
-"""What Docker says of a container, read as the service that runs in it."""
+"""The service in a container that was found on a Docker daemon."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,52 +12,20 @@ from inference_service.contracts import (
     MODEL_PATH_LABEL,
     NETWORK_ARCH_LABEL,
     STOP_AFTER_LABEL,
-    PlatformStatus,
     StartedService,
-    State,
 )
+from inference_service.docker_inspection import num_gpus, published, utc_seconds
 
 PLATFORM = "local-docker"
-RUNNING_STATES = ("running", "restarting", "paused")
 DAEMON_FIELD = "docker_host"
 """The registry's extra field that says which daemon has the service."""
-
-
-def status_of(state: Mapping[str, Any]) -> PlatformStatus:
-    """What an inspected container's `State` means for the service in it."""
-    word = state["Status"]
-    if word in RUNNING_STATES:
-        return PlatformStatus(State.RUNNING, "" if word == "running" else word)
-    if word == "created":
-        return PlatformStatus(State.PENDING, "the container was created and not started")
-    if word == "removing":
-        return PlatformStatus(State.EXITED, "the container is being removed")
-    said = f": {state['Error']}" if state.get("Error") else ""
-    if state.get("OOMKilled"):
-        return PlatformStatus(State.FAILED, f"the container ran out of memory and was killed{said}")
-    if word == "dead":
-        return PlatformStatus(State.FAILED, f"Docker could not remove the container{said}")
-    return PlatformStatus(State.EXITED, f"the container ended with exit code {state.get('ExitCode')}{said}")
-
-
-def is_ours(attributes: Mapping[str, Any], job_id: str) -> bool:
-    """Whether an inspected container is the one of this job_id and not a stranger's.
-
-    Its label decides. Without one its name must be the job_id and that a UUID, which nobody else gives a container: so
-    were those started that the seed's own way (`docker run --name <job_id>`) registers.
-    """
-    if attributes["Name"].lstrip("/") != job_id:
-        return False
-    label = (attributes["Config"].get("Labels") or {}).get(JOB_ID_LABEL)
-    return label == job_id if label is not None else _is_uuid(job_id)
 
 
 def discovered(attributes: Mapping[str, Any], address: str) -> StartedService:
     """The service in an inspected container that carries our labels."""
     labels = attributes["Config"]["Labels"]
     job_id = labels[JOB_ID_LABEL]
-    port, bind_address, container_port = _published(attributes)
-    requests = attributes["HostConfig"].get("DeviceRequests") or []
+    port, bind_address, container_port = published(attributes)
     host_url = f"http://{daemon.service_host(address, bind_address)}:{port}" if port else ""
     return StartedService(
         job_id=job_id,
@@ -67,10 +34,10 @@ def discovered(attributes: Mapping[str, Any], address: str) -> StartedService:
         host_url=host_url,
         image=attributes["Config"]["Image"],
         model_path=labels.get(MODEL_PATH_LABEL, ""),
-        num_gpus=sum(len(request.get("DeviceIDs") or ()) or request["Count"] for request in requests),
+        num_gpus=num_gpus(attributes),
         host_port=port,
         docker_url=f"http://{job_id}:{container_port}" if container_port else None,
-        started_at=_utc_seconds(attributes["State"]["StartedAt"]),
+        started_at=utc_seconds(attributes["State"]["StartedAt"]),
         stop_after=labels.get(STOP_AFTER_LABEL),
         extras={
             DAEMON_FIELD: address,
@@ -78,24 +45,3 @@ def discovered(attributes: Mapping[str, Any], address: str) -> StartedService:
             "docker_network": attributes["HostConfig"]["NetworkMode"],
         },
     )
-
-
-def _published(attributes: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
-    for exposed, bindings in (attributes["HostConfig"].get("PortBindings") or {}).items():
-        for binding in bindings or ():
-            if binding.get("HostPort"):
-                container_port = int(exposed.partition("/")[0])
-                return int(binding["HostPort"]), binding.get("HostIp") or "0.0.0.0", container_port  # noqa: S104
-    return None, "127.0.0.1", None
-
-
-def _utc_seconds(docker_time: str) -> str:
-    # Docker writes nanoseconds, which datetime does not read.
-    return f"{docker_time[:19]}+00:00"
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text
-    except ValueError:
-        return False

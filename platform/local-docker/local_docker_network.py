@@ -6,9 +6,8 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from local_docker_errors import explanation
-
 from inference_service import paths
+from inference_service.docker_errors import explanation
 from inference_service.errors import ToolError
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import local_docker_daemon as daemon
-from local_docker_container import is_tegra
-from local_docker_errors import TOOLKIT_FIX
 
 from inference_service import references
 from inference_service.contracts import Check
+from inference_service.docker_container import is_tegra
+from inference_service.docker_errors import TOOLKIT_FIX
 from inference_service.errors import ToolError
 
 if TYPE_CHECKING:

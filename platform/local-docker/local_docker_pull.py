@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from local_docker_errors import explanation, image_not_built, pull_error
-
 from inference_service import references
 from inference_service.contracts import Progress, Report
+from inference_service.docker_errors import explanation, image_not_built, pull_error
+from inference_service.docker_images import build_command, registry_of
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -43,27 +43,6 @@ def ensure(api: APIClient, image: str, network_arch: str, report: Report) -> Non
         follow(api.pull(image, stream=True, decode=True), image, registry, report)
     except (APIError, RequestException) as error:
         raise pull_error(explanation(error), image, registry) from error
-
-
-def registry_of(image: str) -> str:
-    """The host of the registry that serves the image; docker.io where the name has none."""
-    host, slash, _rest = image.partition("/")
-    return host if slash and ("." in host or ":" in host or host == "localhost") else "docker.io"
-
-
-def build_command(image: str, network_arch: str, refs: references.References) -> str | None:
-    """The command that builds the image where it is one of ours, with `{image}` in it; None where a registry has it.
-
-    One of ours is pinned so (versions.yaml), or is the user's own tag, without a registry, for an arch whose image is.
-    Such a name is never asked of Docker Hub, where it could be anybody's.
-    """
-    for key, command in refs.images.built_here.items():
-        if refs.images.pins.get(key) == image:
-            return command
-    arch = refs.archs.get(network_arch)
-    arch_key = refs.images.mapping.get(arch.image_key or "", "") if arch else ""
-    named_without_registry = registry_of(image) == "docker.io" and not image.startswith("docker.io/")
-    return refs.images.built_here.get(arch_key) if named_without_registry else None
 
 
 def follow(events: Iterable[Mapping[str, Any]], image: str, registry: str, report: Report) -> None:

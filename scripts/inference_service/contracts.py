@@ -224,7 +224,9 @@ class Driver(Protocol):
         """Start it and return at once, without waiting for readiness.
 
         Whatever goes wrong, Ctrl-C included, nothing stays behind on the platform. Raises `PortTaken` when a stranger
-        got `spec.host_port` first: the caller chooses another.
+        got `spec.host_port` first: the caller chooses another. Raises `DecisionNeeded`, before anything is made, when
+        the user has to decide something that only the platform knows to ask: the needs are named for platform options,
+        and the caller starts again with the answers among them.
         """
         ...
 
@@ -237,7 +239,11 @@ class Driver(Protocol):
         ...
 
     def stop(self, entry: ServiceEntry) -> None:
-        """Stop it and remove what was made for it. Already gone is success; what could not be removed is an error."""
+        """Stop it and remove what was made for it. Already gone is success; what could not be removed is an error.
+
+        A service on a machine that was created for services says so in its extras (`created_instance`), and the user's
+        word on whether that machine is deleted as well comes in the entry's extras (`delete_instance`).
+        """
         ...
 
     def reach(self, entry: ServiceEntry, report: Report) -> ServiceEntry:

@@ -14,12 +14,12 @@ import local_docker_options as options
 import pytest
 from docker_engine import launch_spec
 
-from inference_service import paths, platforms
+from inference_service import docker_container, paths, platforms
 from inference_service.contracts import LaunchSpec, Mount
 
 
-def plan_of(spec: LaunchSpec, tegra: bool = False) -> container.Plan:
-    return container.plan(spec, options.settings(spec, environ={}), tegra)
+def plan_of(spec: LaunchSpec, tegra: bool = False) -> docker_container.Plan:
+    return docker_container.plan(spec, options.settings(spec, environ={}), tegra)
 
 
 def dry_run(spec: LaunchSpec) -> Mapping[str, Any]:
@@ -114,8 +114,8 @@ def test_a_tegra_gets_its_gpu_through_the_runtime(
 
 
 def test_a_jetson_is_recognized_by_its_kernel() -> None:
-    assert container.is_tegra("5.15.148-tegra")
-    assert not container.is_tegra("6.8.0-45-generic")
+    assert docker_container.is_tegra("5.15.148-tegra")
+    assert not docker_container.is_tegra("6.8.0-45-generic")
 
 
 def test_the_engine_is_given_a_read_only_mount_a_log_limit_and_no_ipc_of_the_host() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import local_docker_daemon as daemon
-import local_docker_inspection as inspection
 import local_docker_preflight as preflight
 import pytest
 from docker_engine import launch_spec
 
+from inference_service import docker_inspection as inspection
 from inference_service import paths, platforms
 from inference_service.contracts import State
 from inference_service.errors import BadInput, ToolError

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import local_docker_container as container
-import local_docker_errors as errors
 import local_docker_options as options
-import local_docker_pull as pull
 import pytest
 from docker_engine import launch_spec
 
-from inference_service import references
+from inference_service import docker_container as container
+from inference_service import docker_errors as errors
+from inference_service import docker_images, references
 from inference_service.errors import BadInput, PortTaken
 
 
@@ -121,16 +120,16 @@ def test_an_unauthorized_pull_from_ngc_gives_the_login_that_shows_no_key() -> No
     ],
 )
 def test_the_registry_of_an_image_is_the_host_in_its_name(image: str, registry: str) -> None:
-    assert pull.registry_of(image) == registry
+    assert docker_images.registry_of(image) == registry
 
 
 def test_an_image_that_is_built_here_is_never_asked_of_docker_hub() -> None:
     refs = references.load()
     pinned = refs.images.pins["inference_service.smollm2"]
-    assert pull.build_command(pinned, "smollm2", refs) == "docker build --tag {image} ."
-    assert pull.build_command("my-own/smollm2:dev", "smollm2", refs) is not None
-    assert pull.build_command("nvcr.io/org/smollm2:1", "smollm2", refs) is None
-    assert pull.build_command("nvcr.io/nvidia/tao/tao-toolkit:1", "cosmos-rl", refs) is None
+    assert docker_images.build_command(pinned, "smollm2", refs) == "docker build --tag {image} ."
+    assert docker_images.build_command("my-own/smollm2:dev", "smollm2", refs) is not None
+    assert docker_images.build_command("nvcr.io/org/smollm2:1", "smollm2", refs) is None
+    assert docker_images.build_command("nvcr.io/nvidia/tao/tao-toolkit:1", "cosmos-rl", refs) is None
 
 
 def test_a_taken_name_says_whether_it_is_one_of_ours() -> None:

@@ -11,6 +11,7 @@ from docker_engine import launch_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_service import docker_options
 from inference_service.contracts import Mount
 from inference_service.errors import BadInput
 
@@ -37,13 +38,13 @@ def test_options_are_taken_with_dashes_and_with_underscores() -> None:
     [("8g", 8 * 2**30), ("512M", 2**29), ("64mb", 2**26), ("1GiB", 2**30), ("2 t", 2**41), ("4096", 4096), ("10b", 10)],
 )
 def test_a_size_is_read_as_docker_reads_it(text: str, size: int) -> None:
-    assert options.size_in_bytes(text) == size
+    assert docker_options.size_in_bytes(text) == size
 
 
 @given(st.text(max_size=8))
 def test_any_text_is_a_positive_size_or_refused(text: str) -> None:
     try:
-        assert 0 < options.size_in_bytes(text) < 2**63
+        assert 0 < docker_options.size_in_bytes(text) < 2**63
     except BadInput as error:
         assert repr(text) in error.message
 
@@ -51,13 +52,13 @@ def test_any_text_is_a_positive_size_or_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "g", "8x", "-1g", "0", "1.5g", "8g;", "9999999999999t"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="is not a size"):
-        options.size_in_bytes(text)
+        docker_options.size_in_bytes(text)
 
 
 def test_gpu_ids_are_indexes_uuids_or_mig_devices() -> None:
     text = "0, GPU-8f6b3c1e-0000-1111-2222-333344445555,1:0,MIG-GPU-8f6b/1/0"
-    assert len(options.gpu_ids(text, 4)) == 4
-    assert options.gpu_ids(None, 3) == ()
+    assert len(docker_options.gpu_ids(text, 4)) == 4
+    assert docker_options.gpu_ids(None, 3) == ()
 
 
 @pytest.mark.parametrize(
@@ -66,12 +67,12 @@ def test_gpu_ids_are_indexes_uuids_or_mig_devices() -> None:
 )
 def test_gpu_ids_that_cannot_be_are_refused(text: str, num_gpus: int, why: str) -> None:
     with pytest.raises(BadInput, match=why):
-        options.gpu_ids(text, num_gpus)
+        docker_options.gpu_ids(text, num_gpus)
 
 
 def test_the_refusal_of_too_many_gpu_ids_names_the_option_that_mends_it() -> None:
     with pytest.raises(BadInput) as refused:
-        options.gpu_ids("0,1,2", 1)
+        docker_options.gpu_ids("0,1,2", 1)
     assert "--num-gpus 3" in refused.value.fix
 
 
@@ -88,7 +89,7 @@ def test_bind_addresses_are_normalized() -> None:
 @pytest.mark.parametrize("name", ["host", "none", "bridge", "container:abc", "-x", "a b", "ä"])
 def test_a_network_without_names_or_ports_is_refused(name: str) -> None:
     with pytest.raises(BadInput):
-        options.network_name(name)
+        docker_options.network_name(name)
 
 
 @pytest.mark.parametrize("unknown", [{"ipc": "host"}, {"privileged": True}])

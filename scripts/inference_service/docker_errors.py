@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 import shlex
 
-from local_docker_container import Plan
-
 from inference_service import paths
 from inference_service.contracts import JOB_ID_LABEL
+from inference_service.docker_container import Plan
 from inference_service.errors import BadInput, PortTaken, ToolError
 
 TOOLKIT_FIX = (
