@@ -28,7 +28,7 @@ check: .venv/installed-dev
 bench: .venv/installed-dev
 	@set -e; for file in $(benches); do $(venv_python) "$$file"; done
 
-venv: .venv/installed-docker,local
+venv: .venv/installed-docker,kubernetes,local
 
 # One stamp for each set of extras: a second run installs nothing.
 .venv/installed-%: pyproject.toml .venv/made
