@@ -8,7 +8,7 @@ from typing import Any
 
 from inference_service import output
 from inference_service.contracts import ServiceEntry
-from inference_service.errors import Need
+from inference_service.errors import Need, ToolError
 
 _CREATED, _DELETE = "created_instance", "delete_instance"
 
@@ -36,7 +36,9 @@ def _machine(entry: ServiceEntry) -> str:
 def _question(machine: str, entry: ServiceEntry) -> Need:
     kind = ", ".join(str(entry.extras[key]) for key in ("instance_type", "gpu") if entry.extras.get(key))
     since: Any = entry.extras.get("instance_created_at")
-    told = f"{entry.platform}{f', {kind}' if kind else ''}{f', created {since}' if since else ''}"
+    told = ", ".join(
+        part for part in (entry.platform, kind, since and f"created {since}", _cost_so_far(entry, since)) if part
+    )
     return Need(
         machine,
         f"Delete the machine {machine} ({told}) with its service? It bills until it is deleted; one that other services"
@@ -44,6 +46,21 @@ def _question(machine: str, entry: ServiceEntry) -> Need:
         "--delete-instance yes, or no",
         options=[{"delete_instance": "yes"}, {"delete_instance": "no"}],
     )
+
+
+def _cost_so_far(entry: ServiceEntry, since: Any) -> str:
+    """What the machine has cost since it was created, in words; empty where there is no price for it."""
+    from datetime import datetime, timezone
+
+    from inference_service import pricing
+
+    began = since if isinstance(since, str) else entry.started_at
+    try:
+        cost = pricing.cost_so_far(replace(entry, started_at=began), pricing.gpu_prices(), datetime.now(timezone.utc))
+    except ToolError:
+        # Prices that cannot be read are no reason to keep a machine that the user wants to be rid of.
+        return ""
+    return "" if cost.usd is None else f"{cost.usd} USD so far"
 
 
 def _with_word(entry: ServiceEntry, answer: str | None) -> ServiceEntry:

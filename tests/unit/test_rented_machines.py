@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
 import pytest
 
 from inference_service import rented_machines
@@ -26,6 +30,25 @@ def test_each_machine_is_asked_for_once_with_what_it_is_and_since_when_it_bills(
     assert [need.name for need in asked.value.needs] == ["one", "two"]
     question = asked.value.needs[0].question
     assert "L40S" in question and "2026-01-01" in question and "bills" in question
+
+
+def test_the_question_says_what_the_machine_has_cost_where_a_price_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_hours_ago = (datetime.now(timezone.utc) - timedelta(hours=2)).isoformat()
+    machine = entry("a", "one")
+    machine = replace(machine, num_gpus=1, extras={**machine.extras, "instance_created_at": two_hours_ago})
+    prices = tmp_path / "prices.yaml"
+    monkeypatch.setenv("TAO_INF_PRICING", str(prices))
+    prices.write_text(
+        "gpu_hour_prices:\n- {platform: brev, gpu: L40S, usd_per_gpu_hour: 1.5, effective_from: 2020-01-01, source: test}\n"
+    )
+    with pytest.raises(DecisionNeeded, match=r"3\.00\d\d USD so far"):
+        rented_machines.decided([machine], None)
+    prices.write_text("gpu_hour_prices: broken\n")
+    with pytest.raises(DecisionNeeded, match="bills") as asked:
+        rented_machines.decided([machine], None)
+    assert "USD" not in str(asked.value)
 
 
 @pytest.mark.parametrize(("answer", "word"), [("yes", True), ("no", False)])
