@@ -40,9 +40,8 @@ def test_the_question_says_what_the_machine_has_cost_where_a_price_is_known(
     machine = replace(machine, num_gpus=1, extras={**machine.extras, "instance_created_at": two_hours_ago})
     prices = tmp_path / "prices.yaml"
     monkeypatch.setenv("TAO_INF_PRICING", str(prices))
-    prices.write_text(
-        "gpu_hour_prices:\n- {platform: brev, gpu: L40S, usd_per_gpu_hour: 1.5, effective_from: 2020-01-01, source: test}\n"
-    )
+    row = "{platform: brev, gpu: L40S, usd_per_gpu_hour: 1.5, effective_from: 2020-01-01, source: ours}"
+    prices.write_text(f"gpu_hour_prices: [{row}]\n")
     with pytest.raises(DecisionNeeded, match=r"3\.00\d\d USD so far"):
         rented_machines.decided([machine], None)
     prices.write_text("gpu_hour_prices: broken\n")
