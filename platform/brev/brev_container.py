@@ -113,7 +113,7 @@ def inspect(instance: str, job_id: str) -> dict[str, Any] | None:
 
 def ours(instance: str) -> list[dict[str, Any]]:
     """What runs on the instance for our registry, as Docker describes it."""
-    label = shlex.quote(f"label={REGISTRY_LABEL}={paths.registry_owner()}")
+    label = shlex.quote(f"label={REGISTRY_LABEL}={paths.shared_registry_owner()}")
     return _inspected(instance, _listed(instance, f"docker ps --quiet --filter {label}"))
 
 

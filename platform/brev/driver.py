@@ -20,7 +20,7 @@ import brev_options as options
 import brev_tunnel as tunnel
 from brev_instances import Chosen
 
-from inference_service import docker_container, output, secrets
+from inference_service import docker_container, output, paths, secrets
 from inference_service.contracts import (
     JOB_ID_LABEL,
     MODEL_PATH_LABEL,
@@ -68,7 +68,7 @@ class Driver:
     def dry_run(self, spec: LaunchSpec) -> Mapping[str, Any]:
         """The commands that `start` would run: here for the instance, on the instance for the container."""
         settings = options.settings(spec)
-        plan = docker_container.plan(spec, settings.docker, tegra=False)
+        plan = docker_container.plan(spec, settings.docker, tegra=False, owner=paths.shared_registry_owner())
         name = settings.instance or instances.name_for(spec.job_id)
         create = ["brev", "create", name, *settings.create_arguments, "--detached"]
         port = "" if plan.host_port is None else plan.host_port
@@ -97,7 +97,7 @@ class Driver:
             )
         secret_values = secrets.read(spec.secret_env)
         container.env_file(secret_values)
-        plan = docker_container.plan(spec, settings.docker, tegra=False)
+        plan = docker_container.plan(spec, settings.docker, tegra=False, owner=paths.shared_registry_owner())
         made: list[Chosen] = []
         try:
             with held_back():

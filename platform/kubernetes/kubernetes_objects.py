@@ -10,7 +10,6 @@ import base64
 import copy
 import functools
 import json
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +66,6 @@ def pull_secret_name_of(job_id: str) -> str:
     return f"{name_of(job_id)}-pull"
 
 
-def owner() -> str:
-    """Whose services these are: the registry's owner and this machine, because several machines share a cluster."""
-    return f"{paths.registry_owner()}@{socket.gethostname()}"
-
-
 def build(
     spec: LaunchSpec, settings: Settings, namespace: str, secret_values: Mapping[str, str] | None = None
 ) -> Objects:
@@ -120,7 +114,7 @@ def owned_by(item: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_ours(item: Mapping[str, Any]) -> bool:
     """Whether an object carries this registry's mark."""
-    return bool((item["metadata"].get("annotations") or {}).get(REGISTRY_LABEL) == owner())
+    return bool((item["metadata"].get("annotations") or {}).get(REGISTRY_LABEL) == paths.shared_registry_owner())
 
 
 def _job(spec: LaunchSpec, settings: Settings, namespace: str, secrets_made: list[str]) -> dict[str, Any]:
@@ -179,7 +173,11 @@ def _metadata(spec: LaunchSpec, settings: Settings, namespace: str, name: str) -
         "namespace": namespace,
         "labels": {**settings.labels, JOB_ID_LABEL: spec.job_id, NETWORK_ARCH_LABEL: spec.network_arch},
         # A model path and a registry's owner are not written as a label's value may be.
-        "annotations": {**settings.annotations, MODEL_PATH_LABEL: spec.model_path, REGISTRY_LABEL: owner()},
+        "annotations": {
+            **settings.annotations,
+            MODEL_PATH_LABEL: spec.model_path,
+            REGISTRY_LABEL: paths.shared_registry_owner(),
+        },
     }
 
 

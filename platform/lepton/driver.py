@@ -20,6 +20,7 @@ import lepton_token as tokens
 import lepton_workspace as workspaces
 from lepton_workspace import Workspace, errors, existing
 
+from inference_service import paths
 from inference_service.contracts import (
     Check,
     LaunchSpec,
@@ -180,7 +181,7 @@ class Driver:
         return [
             endpoint.started(each, workspace.extras, _auth(endpoint.marks(each)[names.JOB_ID_ENV]))
             for each in ours
-            if each is not None and endpoint.marks(each).get(names.REGISTRY_ENV) == names.registry_owner()
+            if each is not None and endpoint.marks(each).get(names.REGISTRY_ENV) == paths.shared_registry_owner()
         ]
 
     def _workspace(self, extras: Mapping[str, Any]) -> Workspace:
@@ -351,7 +352,7 @@ def _require_ours(deployment: Any, entry: ServiceEntry) -> None:
     if job_id is None and entry.platform_job_id:
         return  # another tool's: its entry in the registry names it
     if job_id != entry.job_id or (
-        entry.platform_job_id is None and found.get(names.REGISTRY_ENV) != names.registry_owner()
+        entry.platform_job_id is None and found.get(names.REGISTRY_ENV) != paths.shared_registry_owner()
     ):
         raise BadInput(
             "endpoint_of_another",

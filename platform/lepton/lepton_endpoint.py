@@ -13,6 +13,7 @@ from typing import Any
 import lepton_names as names
 from lepton_options import Settings
 
+from inference_service import paths
 from inference_service.contracts import LaunchSpec, StartedService
 
 PLATFORM = "lepton"
@@ -111,7 +112,7 @@ def _envs(spec: LaunchSpec) -> list[dict[str, Any]]:
         names.JOB_ID_ENV: spec.job_id,
         names.NETWORK_ARCH_ENV: spec.network_arch,
         names.MODEL_PATH_ENV: spec.model_path,
-        names.REGISTRY_ENV: names.registry_owner(),
+        names.REGISTRY_ENV: paths.shared_registry_owner(),
         names.NUM_GPUS_ENV: str(spec.num_gpus),
     }
     stop_after = spec.stop_after()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import uuid
 
-from inference_service import paths
 from inference_service.contracts import JOB_ID_LABEL, MODEL_PATH_LABEL, NETWORK_ARCH_LABEL, REGISTRY_LABEL
 
 _ENDPOINT_PREFIX = "tao-"
@@ -53,10 +52,3 @@ def job_id_of_secret(name: str) -> str | None:
     """The job_id in a secret's name; None where the name is not one of ours."""
     matched = _SECRET.fullmatch(name)
     return str(uuid.UUID(matched[1])) if matched else None
-
-
-def registry_owner() -> str:
-    """Whose registry a service belongs to. A workspace is shared by machines, where uid and path may be the same."""
-    import socket
-
-    return f"{paths.registry_owner()}@{socket.gethostname()}"

@@ -70,7 +70,7 @@ class Driver:
 
     def dry_run(self, spec: LaunchSpec) -> Mapping[str, Any]:
         """The container that `start` would create, and the `docker run` command that would make the same."""
-        plan = docker_container.plan(spec, options.settings(spec), docker_container.is_tegra())
+        plan = docker_container.plan(spec, options.settings(spec), docker_container.is_tegra(), paths.registry_owner())
         return container.document(plan)
 
     def start(self, spec: LaunchSpec, report: Report) -> StartedService:
@@ -87,7 +87,7 @@ class Driver:
         address = daemon.default_address()
         api = self._api(address)
         try:
-            plan = docker_container.plan(spec, settings, _is_tegra(api, address))
+            plan = docker_container.plan(spec, settings, _is_tegra(api, address), paths.registry_owner())
             self._prepare(api, plan, spec, report)
             container_id = self._run(api, plan, secret_values, report)
         except _docker_errors() as error:

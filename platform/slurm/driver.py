@@ -154,7 +154,7 @@ class Driver:
     def discover(self) -> list[StartedService]:
         """The jobs of our registry on the cluster that the environment names, waiting ones included."""
         cluster = slurm_connection.from_environ()
-        ours = paths.registry_owner()
+        ours = paths.shared_registry_owner()
         return [
             _discovered(found, cluster)
             for found in slurm_jobs.listed(cluster)

@@ -38,7 +38,7 @@ def labels_of(spec: LaunchSpec, started_at: str, stop_after: str | None) -> dict
     return deadline | {
         JOB_ID_LABEL: spec.job_id,
         NETWORK_ARCH_LABEL: spec.network_arch,
-        REGISTRY_LABEL: paths.registry_owner(),
+        REGISTRY_LABEL: paths.shared_registry_owner(),
         MODEL_PATH_LABEL: spec.model_path,
         IMAGE_LABEL: spec.image,
         NUM_GPUS_LABEL: str(spec.num_gpus),

@@ -17,7 +17,8 @@ JOB_ID_LABEL = "tao-job-id"
 NETWORK_ARCH_LABEL = "tao-network-arch"
 MODEL_PATH_LABEL = "tao-model-path"
 REGISTRY_LABEL = "tao-registry"
-"""Whose service it is: `paths.registry_owner()`. Users who share an engine leave each other's services alone."""
+"""Whose service it is: `paths.registry_owner()`, or `shared_registry_owner()` on a platform that several machines use.
+Users who share an engine leave each other's services alone."""
 STOP_AFTER_LABEL = "tao-stop-after"
 """When a service is to be stopped (ISO 8601, UTC), only where that was said: a lost registry does not lose it."""
 

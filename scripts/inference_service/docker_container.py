@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_service import paths
 from inference_service.contracts import (
     JOB_ID_LABEL,
     MODEL_PATH_LABEL,
@@ -59,8 +58,9 @@ class Plan:
     gpus: Gpus
 
 
-def plan(spec: LaunchSpec, settings: Settings, tegra: bool) -> Plan:
-    """The container of this launch spec. `tegra`: the machine that runs it is a Tegra/Jetson (facts: local-docker)."""
+def plan(spec: LaunchSpec, settings: Settings, tegra: bool, owner: str) -> Plan:
+    """The container of this launch spec. `tegra`: the machine that runs it is a Tegra/Jetson (facts: local-docker).
+    `owner`: whose service it is, for REGISTRY_LABEL."""
     gpus = _gpus(spec, settings, tegra)
     env = dict(spec.env)
     if gpus.runtime:
@@ -76,7 +76,7 @@ def plan(spec: LaunchSpec, settings: Settings, tegra: bool) -> Plan:
             JOB_ID_LABEL: spec.job_id,
             NETWORK_ARCH_LABEL: spec.network_arch,
             MODEL_PATH_LABEL: spec.model_path,
-            REGISTRY_LABEL: paths.registry_owner(),
+            REGISTRY_LABEL: owner,
             **({STOP_AFTER_LABEL: stop_after} if stop_after else {}),
         },
         container_port=spec.container_port,

@@ -30,6 +30,13 @@ def registry_owner(environ: Mapping[str, str] = os.environ) -> str:
     return f"{os.getuid()}:{registry_file(environ).absolute()}"
 
 
+def shared_registry_owner(environ: Mapping[str, str] = os.environ) -> str:
+    """The same where several machines share a platform and uid and file may be alike: with this machine's name."""
+    import socket
+
+    return f"{registry_owner(environ)}@{socket.gethostname()}"
+
+
 def request_log_file(environ: Mapping[str, str] = os.environ) -> Path:
     """The request log: TAO_INF_REQUEST_LOG, or requests.db in the user's state directory."""
     override = environ.get("TAO_INF_REQUEST_LOG")

@@ -102,7 +102,7 @@ def test_a_secret_with_a_line_end_is_refused_by_its_name() -> None:
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
 def test_the_inner_command_passes_both_shells_unchanged(command: str) -> None:
     spec = brev_spec(command=command, secret_env=("HF_TOKEN",))
-    script = brev_container.run_script(docker_container.plan(spec, settings().docker, tegra=False))
+    script = brev_container.run_script(docker_container.plan(spec, settings().docker, tegra=False, owner="me"))
     words = shlex.split(script)
     assert words[:2] == ["cat", "|"] and words[-1] == command
     assert "HF_TOKEN" not in words

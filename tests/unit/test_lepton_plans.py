@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lepton_shapes import Shape, choose
 from lepton_support import driver, spec
 
+from inference_service import paths
 from inference_service.contracts import Mount
 from inference_service.errors import BadInput, DecisionNeeded
 
@@ -65,7 +66,7 @@ def test_the_endpoint_carries_our_marks_where_both_generations_keep_them(monkeyp
     envs = {env["name"]: env.get("value") for env in document["endpoint"]["spec"]["envs"]}
     assert envs["TAO_JOB_ID"] == wanted.job_id
     assert envs["TAO_NETWORK_ARCH"] == "cosmos-rl"
-    assert envs["TAO_REGISTRY"] == names.registry_owner()
+    assert envs["TAO_REGISTRY"] == paths.shared_registry_owner()
     assert "labels" not in document["endpoint"]["metadata"]
 
 

@@ -19,7 +19,7 @@ from inference_service.contracts import LaunchSpec, Mount
 
 
 def plan_of(spec: LaunchSpec, tegra: bool = False) -> docker_container.Plan:
-    return docker_container.plan(spec, options.settings(spec, environ={}), tegra)
+    return docker_container.plan(spec, options.settings(spec, environ={}), tegra, paths.registry_owner())
 
 
 def dry_run(spec: LaunchSpec) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from inference_service.errors import BadInput, PortTaken
 
 def plan(num_gpus: int = 1) -> container.Plan:
     spec = launch_spec(num_gpus=num_gpus, host_port=8080)
-    return container.plan(spec, options.settings(spec, environ={}), tegra=False)
+    return container.plan(spec, options.settings(spec, environ={}), tegra=False, owner="me")
 
 
 @pytest.mark.parametrize(
