@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 venv_python := .venv/bin/python
-# byte_sink.py is the far end of request_body.py, no bench of its own.
+# byte_sink.py is the far end of request_body.py, and bench/starts/ is what platform_start.py is made of: no benches.
 benches := $(filter-out bench/byte_sink.py,$(sort $(wildcard bench/*.py)))
 install := $(venv_python) -m pip install --quiet --disable-pip-version-check --editable
 

@@ -1,10 +1,10 @@
-"""Kubernetes: a start and a forwarded port, against kubectl doing the same on the same cluster.
+#!/usr/bin/env python3
+"""A forwarded port of ours on Kubernetes against `kubectl port-forward`, on the same cluster.
 
-The start: the same objects by `kubectl apply` and `kubectl wait` until the pod runs. The forwarded port: `kubectl
-port-forward`, bytes per second of one large answer and the time that a new connection takes. Both in turns; medians.
-Without a cluster (TAO_E2E_KUBECONFIG) that has the smollm2 image, and kubectl, there is nothing to measure.
+Bytes per second of one large answer and the time that a new connection takes, in turns; medians. Without a cluster
+(TAO_E2E_KUBECONFIG) that has the smollm2 image, and kubectl, there is nothing to measure.
 
-    python bench/platform_kubernetes.py            about 40 s
+    python bench/kubernetes_port_forward.py            about 15 s
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 SKILL = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(SKILL / "scripts"), str(SKILL / "tests"), str(SKILL / "platform" / "kubernetes")]
@@ -28,7 +27,7 @@ import kubernetes_engine as engine  # noqa: E402
 import requests  # noqa: E402
 
 from inference_service import platforms  # noqa: E402
-from inference_service.contracts import Driver, State  # noqa: E402
+from inference_service.contracts import Driver  # noqa: E402
 
 ROUNDS = 5
 ANSWER_BYTES = 100_000_000
@@ -45,52 +44,13 @@ def main() -> None:
         with engine.own_namespace(Path(folder)) as namespace:
             os.environ["KUBECONFIG"] = str(namespace.kubeconfig)
             driver = platforms.load("kubernetes")
-            starts = starts_measured(driver)
             ports = ports_measured(driver)
-    print(f"from the command to a pod that runs, seconds (median of {ROUNDS})")
-    print(f"  kubectl apply + wait {starts['kubectl']:6.2f}")
-    print(f"  ours                 {starts['ours']:6.2f}   {starts['ours'] / starts['kubectl']:.2f} x kubectl")
-    print(f"  of it our own CPU    {starts['ours_cpu']:6.2f}")
     print("forwarded port        kubectl     ours")
     for what, unit in (("bytes_per_second", 1e6), ("new_connection_seconds", 1e-3)):
         theirs, ours = ports["kubectl"][what] / unit, ports["ours"][what] / unit
         name = "MB/s" if what == "bytes_per_second" else "ms per new connection"
         print(f"  {theirs:17.1f} {ours:10.1f}   {name}   {ours / theirs:.2f} x kubectl")
-    print("\n" + json.dumps({"start_seconds": starts, "forwarded_port": ports}))
-
-
-def starts_measured(driver: Driver) -> dict[str, float]:
-    """Median seconds of either way to start, and the CPU seconds that ours takes of this process."""
-    theirs, ours, cpu = [], [], []
-    for _ in range(ROUNDS):
-        theirs.append(seconds(lambda: start_by_kubectl(driver)))
-        subprocess.run(["kubectl", "delete", "job", "--all", "--cascade=foreground"], check=True, capture_output=True)
-        before = time.process_time()
-        spec = engine.launch_spec()
-        began = time.perf_counter()
-        entry = engine.entry_of(driver.start(spec, engine.silent))
-        while driver.status(entry).state is not State.RUNNING:
-            time.sleep(0.05)
-        ours.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - before)
-        driver.stop(entry)
-    return {
-        name: statistics.median(values) for name, values in (("kubectl", theirs), ("ours", ours), ("ours_cpu", cpu))
-    }
-
-
-def start_by_kubectl(driver: Driver) -> None:
-    """The same objects, made by kubectl and waited for until the pod runs."""
-    spec = engine.launch_spec()
-    objects: Any = json.loads(json.dumps(driver.dry_run(spec)))
-    for item in objects["items"]:
-        item["metadata"].pop("namespace")
-        if item["kind"] == "Job":
-            item["spec"]["suspend"] = False
-    subprocess.run(["kubectl", "apply", "-f", "-"], input=json.dumps(objects).encode(), check=True, capture_output=True)
-    pod, runs = f"--selector=tao-job-id={spec.job_id}", "--for=jsonpath={.status.phase}=Running"
-    for condition in ("--for=create", runs):
-        subprocess.run(["kubectl", "wait", "pod", pod, condition, "--timeout=60s"], check=True, capture_output=True)
+    print("\n" + json.dumps({"forwarded_port": ports}))
 
 
 def ports_measured(driver: Driver) -> dict[str, dict[str, float]]:
