@@ -148,7 +148,11 @@ class _Wait:
     def _another_way(self) -> bool:
         """Whether a stranger that answers is no verdict: ours has not begun, or is now reached by another port."""
         self._status_turn.due = 0.0
-        self._ask_platform()
+        try:
+            self._ask_platform()
+        except ToolError:
+            # Ours has died. Who answers in its place says more than that.
+            return False
         before = self._entry
         if self._status.state is State.RUNNING:
             self._reach_again()

@@ -121,7 +121,7 @@ def test_the_idle_are_stopped_and_the_loading_and_the_used_are_kept(service: Inn
     done = cron("--idle", "30m")
     assert done["stopped"] == [idle]
     reasons = {kept["job_id"]: kept["reason"] for kept in done["kept"]}
-    assert "0.0" in reasons[used["job_id"]]
+    assert "its last request was 0" in reasons[used["job_id"]]
     assert "model_loading" in reasons[loading]
     assert "model_load_failed" in reasons[failed]
     assert len(processes()) == 3
