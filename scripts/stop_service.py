@@ -6,8 +6,9 @@ which, and why.
   stop_service.py --expired --idle 30m
 
 stops what nobody needs any more: services past their --max-hours, and those without a request for 30 minutes. It asks
-nothing, so cron may run it. What is loading, not ready, busy, out of reach or another service in its place is not idle;
-`kept` says why each was left. TAO servers count from when a request arrives: take --idle longer than the longest one.
+nothing, so cron may run it: whoever is connected gets the answer first. What is loading, not ready, busy, out of reach
+or another service in its place is not idle; `kept` says why each was left. TAO servers count from when a request
+arrives: take --idle longer than the longest one.
 """
 
 from __future__ import annotations

@@ -37,6 +37,11 @@ def reason_to_keep(entry: ServiceEntry, idle_seconds: float, registry: Registry)
         return error.message
 
 
+def in_use_now(entry: ServiceEntry) -> str:
+    """Who would be cut off if the service were stopped this moment, as far as this machine sees it, or nothing."""
+    return f"somebody is connected to {entry.host_url}" if entry.status == RUNNING and _connected(entry) else ""
+
+
 def ask(entry: ServiceEntry, seconds: float) -> Life | str:
     """What its liveness says, or in words why that is not known, another service in its place included.
 
@@ -67,8 +72,8 @@ def _doubts(entry: ServiceEntry, idle_seconds: float) -> Iterator[str]:
     elif found.idle_minutes * 60 < idle_seconds:
         yield f"its last request was {found.idle_minutes:g} min ago"
     yield from _request_without_outcome(entry)
-    if _connected(entry):
-        yield f"somebody is connected to {entry.host_url}"
+    if used := in_use_now(entry):
+        yield used
 
 
 def _not_ready(entry: ServiceEntry) -> Iterator[str]:

@@ -55,7 +55,8 @@ class Upkeep:
             return f"process {(now.reserved_by or {}).get('pid')} is still starting it"
         reasons = []
         if self.expired:
-            reasons.append(_time_left(now))
+            # Cron comes again: a request that is being answered gets its answer first.
+            reasons.append(_time_left(now) or idleness.in_use_now(now))
         if self.idle_seconds is not None and all(reasons):
             reasons.append(idleness.reason_to_keep(now, self.idle_seconds, self.registry))
         return "; ".join(reasons) if all(reasons) else ""

@@ -237,6 +237,15 @@ def test_a_request_in_progress_keeps_it_although_the_servers_clock_runs_on(
     assert run(idle_seconds=HALF_AN_HOUR).stopped == (job_id,)
 
 
+def test_a_request_in_progress_gets_its_answer_before_a_service_that_is_past_its_deadline_is_stopped(
+    driver: FakeDriver, server: TaoServer, job_id: str
+) -> None:
+    registered(job_id, driver, server.url, stop_after=(NOW - timedelta(hours=1)).isoformat())
+    with asking(server, 3):
+        assert "somebody is connected" in reason(run(expired=True))
+    assert run(expired=True).stopped == (job_id,)
+
+
 def test_a_request_without_an_outcome_in_the_log_keeps_it_a_day_at_most(
     driver: FakeDriver, server: TaoServer, job_id: str
 ) -> None:
