@@ -46,6 +46,7 @@ PORT_FIELD, NODE_FIELD = "slurm_node_port", "slurm_node"
 _ADDRESS = "127.0.0.1"
 _NOTHING_SUBMITTED = ("login_unreachable", "ssh_missing", "sbatch_refused", "slurm_missing")
 # An idle cluster begins a job within seconds: then the tunnel is there when start returns.
+_MOST_PORTS_TRIED = 5
 _BEGIN_SECONDS = 4
 
 
@@ -181,13 +182,16 @@ class Driver:
         login = first if isinstance(first, str) else None
         node_port = _integer(entry.extras.get(PORT_FIELD)) or 8080
         port = entry.host_port or _free_port()
-        try:
-            found = slurm_tunnel.open(cluster, login, entry.job_id, port, job.node, node_port)
-        except PortTaken:
-            # Somebody took it while the job waited or the tunnel was down. The job is not to be given up for that.
-            taken, port = port, _free_port()
-            report(Progress("tunnel", f"port {taken} was taken by another program, {port} is used instead"))
-            found = slurm_tunnel.open(cluster, login, entry.job_id, port, job.node, node_port)
+        for tried in range(1, _MOST_PORTS_TRIED + 1):
+            try:
+                found = slurm_tunnel.open(cluster, login, entry.job_id, port, job.node, node_port)
+                break
+            except PortTaken:
+                # Somebody took it while the job waited or the tunnel was down. The job is not to be given up for that.
+                if tried == _MOST_PORTS_TRIED:
+                    raise
+                taken, port = port, _free_port()
+                report(Progress("tunnel", f"port {taken} was taken by another program, {port} is used instead"))
         told = "the ssh tunnel had ended and is open again" if again else "the ssh tunnel is open"
         report(Progress("tunnel", f"{told}: port {port} to {job.node}:{node_port} by {found.login}"))
         moved = replace(entry, host_port=port, host_url=_url(port))

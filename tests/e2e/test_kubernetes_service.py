@@ -28,7 +28,7 @@ from kubernetes_engine import (
 )
 from support import eventually, need_engine
 
-from inference_service.contracts import Driver, Mount, Progress, State
+from inference_service.contracts import Driver, Mount, Progress, ServiceEntry, State
 from inference_service.errors import BadInput, DecisionNeeded, ToolError
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
@@ -81,14 +81,21 @@ def test_one_delete_of_the_job_takes_all_and_the_port_forward_ends_by_itself(
     assert kubernetes.status(entry).state is State.EXITED
 
 
+def _kill_forward(entry: ServiceEntry) -> None:
+    """Kill its port-forward and wait until the process has ended: it stops listening a moment before that."""
+    remembered = forward.from_json(entry.extras["port_forward"])
+    assert remembered is not None
+    psutil.Process(remembered.pid).kill()
+    eventually(lambda: not remembered.alive)
+
+
 def test_a_port_forward_that_was_killed_is_opened_again_on_the_same_port_once_and_said(
     kubernetes: Driver, namespace: Namespace
 ) -> None:
     entry = entry_of(kubernetes.start(launch_spec(), silent))
     answer(entry)
     assert kubernetes.reach(entry, silent) is entry
-    psutil.Process(entry.extras["port_forward"]["pid"]).kill()
-    eventually(lambda: not forward.running(entry.job_id))
+    _kill_forward(entry)
     said: list[Progress] = []
     again = kubernetes.reach(entry, said.append)
     assert [step.stage for step in said] == ["port-forward"]
@@ -105,8 +112,7 @@ def test_a_port_forward_that_was_killed_is_opened_again_on_the_same_port_once_an
 def test_two_commands_at_once_open_one_port_forward(kubernetes: Driver, namespace: Namespace) -> None:
     entry = entry_of(kubernetes.start(launch_spec(), silent))
     answer(entry)
-    psutil.Process(entry.extras["port_forward"]["pid"]).kill()
-    eventually(lambda: not forward.running(entry.job_id))
+    _kill_forward(entry)
     threads = [threading.Thread(target=kubernetes.reach, args=(entry, silent)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -119,8 +125,7 @@ def test_two_commands_at_once_open_one_port_forward(kubernetes: Driver, namespac
 def test_a_port_that_a_stranger_took_meanwhile_is_left_to_him(kubernetes: Driver, namespace: Namespace) -> None:
     entry = entry_of(kubernetes.start(launch_spec(), silent))
     answer(entry)
-    psutil.Process(entry.extras["port_forward"]["pid"]).kill()
-    eventually(lambda: not forward.running(entry.job_id))
+    _kill_forward(entry)
     with eventually(lambda: listening(entry.host_port)):
         again = kubernetes.reach(entry, silent)
     assert again.host_port != entry.host_port
