@@ -241,7 +241,7 @@ def test_the_timeout_is_exit_status_4_with_what_was_last_seen() -> None:
 
 
 def test_the_progress_of_the_loading_is_shown_once_per_change() -> None:
-    with TaoServer(JOB, initialize_seconds=2, load_seconds=6) as server:
+    with TaoServer(JOB, initialize_seconds=2, load_seconds=4) as server:
         said = wait(server).said
     stages = [progress.stage for progress in said]
     assert stages == sorted(set(stages), key=stages.index)
