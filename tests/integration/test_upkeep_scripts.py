@@ -26,7 +26,7 @@ from support import SCRIPTS, eventually, one_document, run_script
 
 MODEL = "hf_model://HuggingFaceTB/SmolLM2-135M-Instruct"
 START = ("--platform", "local-process", "--network-arch", "smollm2", "--model-path", MODEL)
-FRACTION_OF_A_SECOND = "0.0001"
+FRACTION_OF_A_SECOND = "0.00001"
 
 
 @pytest.fixture(autouse=True)
