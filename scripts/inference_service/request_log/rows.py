@@ -1,8 +1,9 @@
-"""One request's row in two halves: what is known before it is sent, and what became of it."""
+"""One request's row: in two halves for who sends one request, whole for the gateway, which writes it when all is known."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
@@ -47,3 +48,49 @@ class Outcome:
     cached_tokens: int | None = None
     cost_usd: Decimal | None = None
     priced_by: str | None = None
+
+
+@dataclass
+class RequestRow:
+    """One request that reached the gateway, whatever became of it: answered, refused, aborted, timed out or cut.
+
+    `time` is when its first byte arrived, in seconds since 1970 UTC; every latency is in seconds from that moment, but
+    for `connect_seconds` (connecting to the upstream, 0 on a kept connection) and `overhead_seconds` (our own work: the
+    total without the waiting for a slot, for the upstream and for a slow client). Bytes are those of the bodies. None
+    means unknown, never zero.
+    """
+
+    request_id: str
+    time: float
+    route: str
+    caller: str = ""
+    caller_id: str | None = None
+    team: str | None = None
+    project: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    job_id: str | None = None
+    network_arch: str = ""
+    model: str | None = None
+    platform: str | None = None
+    stream: bool = False
+    http_status: int | None = None
+    error_type: str | None = None
+    queue_seconds: float | None = None
+    connect_seconds: float | None = None
+    first_byte_seconds: float | None = None
+    first_token_seconds: float | None = None
+    total_seconds: float | None = None
+    overhead_seconds: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_5m_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    usage_estimated: bool = False
+    cost_usd: Decimal | None = None
+    priced_by: str | None = None
+    upstream_request_id: str | None = None
+    retries: int = 0
+    request_bytes: int | None = None
+    response_bytes: int | None = None
+    gateway: str = ""
