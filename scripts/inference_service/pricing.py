@@ -22,8 +22,12 @@ from inference_service.contracts import ServiceEntry
 SELECTORS = ("gpu", "instance_type", "resource_shape")
 """What a price may be for, beside the platform: fields that drivers note in an entry's extras."""
 
+PRICED_BY = "gpu:"
+"""How the `priced_by` of a request begins that was charged for GPU time."""
+
 _HOUR = 3_600_000_000  # microseconds
 _CENTS_OF_A_CENT = 10_000
+_DECIMALS = 9  # of a price, so that all that is shared among requests is whole (gpu_sharing.py)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Cost:
     unpriced_because: str | None = None
 
 
+class UnpricedError(Exception):
+    """What something cost is not known, and why."""
+
+
 def gpu_prices(environ: Mapping[str, str] = os.environ) -> tuple[GpuPrice, ...]:
     """The prices of the file that TAO_INF_PRICING names, else (or where it has none) of references/pricing.yaml, in the
     file's order.
@@ -62,18 +70,33 @@ def gpu_prices(environ: Mapping[str, str] = os.environ) -> tuple[GpuPrice, ...]:
 
 def cost_so_far(entry: ServiceEntry, prices: Sequence[GpuPrice], until: datetime) -> Cost:
     """What the service's GPUs have cost from its start until then, each hour at the price that was in force."""
+    try:
+        return Cost(rounded(cost_between(entry, prices, None, until)))
+    except UnpricedError as reason:
+        return Cost(None, str(reason))
+
+
+def cost_between(entry: ServiceEntry, prices: Sequence[GpuPrice], since: datetime | None, until: datetime) -> Fraction:
+    """What the service's GPUs cost from then (its start, where it was not there earlier) until then, in USD, exactly.
+
+    Raises:
+        UnpricedError: that is not known; the text says why.
+    """
     if entry.num_gpus <= 0:
-        return Cost(None, "it has no GPU, and prices are for GPUs")
+        raise UnpricedError("it has no GPU, and prices are for GPUs")
     began = registry_entries.utc(entry.started_at)
     if began is None:
-        return Cost(None, "when it was started is not known")
+        raise UnpricedError("when it was started is not known")
     rows = in_force(entry, prices)
     if not rows:
-        return Cost(None, f"there is no price for it on {entry.platform}: TAO_INF_PRICING names a file with yours")
-    start = datetime.fromisoformat(began)
-    if start < until and start < rows[0].effective_from:
-        return Cost(None, f"its price is known from {rows[0].effective_from.isoformat()} on, and it was started before")
-    return Cost(rounded(usd(entry.num_gpus, rows, start, until)))
+        raise UnpricedError(f"there is no price for it on {entry.platform}: TAO_INF_PRICING names a file with yours")
+    started = datetime.fromisoformat(began)
+    start = started if since is None else max(started, since)
+    known_from = rows[0].effective_from
+    if start < until and start < known_from:
+        earlier = "it was started before" if start == started else "more was asked for"
+        raise UnpricedError(f"its price is known from {known_from.isoformat()} on, and {earlier}")
+    return usd(entry.num_gpus, rows, start, until)
 
 
 def in_force(entry: ServiceEntry, prices: Sequence[GpuPrice]) -> list[GpuPrice]:
@@ -111,10 +134,14 @@ def _prices(rows: Sequence[Mapping[str, Any]], file: Path) -> tuple[GpuPrice, ..
     seen = set()
     for number, row in enumerate(rows):
         key = f"gpu_hour_prices.{number}"
+        usd_per_gpu_hour = pricing_file.number(row["usd_per_gpu_hour"], file, f"{key}.usd_per_gpu_hour")
+        if usd_per_gpu_hour.scaleb(_DECIMALS) % 1:
+            message = f"{usd_per_gpu_hour} has more than {_DECIMALS} decimals"
+            raise pricing_file.broken(file, f"{key}.usd_per_gpu_hour", message)
         price = GpuPrice(
             platform=row["platform"],
             selector=next(((field, row[field]) for field in SELECTORS if field in row), None),
-            usd_per_gpu_hour=pricing_file.number(row["usd_per_gpu_hour"], file, f"{key}.usd_per_gpu_hour"),
+            usd_per_gpu_hour=usd_per_gpu_hour,
             effective_from=pricing_file.moment(row["effective_from"], file, key),
             source=row["source"],
         )
