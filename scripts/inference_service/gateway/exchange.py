@@ -170,6 +170,8 @@ class Exchange:
         own = [(b"x-request-id", request_id), (b"request-id", request_id)]
         if self.gateway.draining:
             own.append((b"connection", b"close"))
+        # Every start is followed by a body, at the latest by its end.
+        self.protocol.transport.hold_next()
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
 
     async def piece(self, body: bytes) -> None:

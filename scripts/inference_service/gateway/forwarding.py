@@ -49,7 +49,6 @@ async def forward(gateway: Gateway, scope: Mapping[str, Any], receive: Receive, 
     """Handle one POST to a model endpoint, to its last byte; whatever happens, one row is left."""
     protocol = scope["tao.protocol"]
     exchange = Exchange(gateway, protocol, scope["tao.arrived"], scope["path"], shape, receive, send)
-    protocol.request_task = asyncio.current_task()
     live = gateway.live
     live[exchange.row.request_id] = exchange
     try:
