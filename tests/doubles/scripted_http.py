@@ -20,7 +20,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import httptools
@@ -83,9 +83,8 @@ class Connection(asyncio.Protocol):
     # What asyncio and the parser call
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=_HIGH_WATER)
         self.double.connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -316,7 +315,11 @@ class Double:
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve in this thread until `close`."""
-        asyncio.run(self._serve(ready))
+        loop = _new_loop()
+        try:
+            loop.run_until_complete(self._serve(ready))
+        finally:
+            loop.close()
 
     def close(self) -> None:
         """Stop; connections in progress are aborted."""
@@ -343,13 +346,17 @@ class Double:
         self._thread.join(10)
 
 
-def run(double: Double) -> None:
-    """Serve as a process: one line says where, and it ends with its standard input or a signal."""
-    print(json.dumps({"url": double.url, "port": double.port}), flush=True)
-    with contextlib.suppress(ImportError):
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
         import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
 
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+def run(double: Double) -> None:
+    """Serve as a process until a signal; one line says where."""
+    print(json.dumps({"url": double.url, "port": double.port}), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         double.serve()
     sys.exit(0)
