@@ -1,4 +1,4 @@
-"""The official `anthropic` client, unchanged, against the gateway: passed through to Claude, translated for a service."""
+"""The official `anthropic` client, unchanged, against the gateway: passed on to Claude, translated for a service."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_what_the_cache_did_is_in_the_answer_and_in_the_row(stack: Stack) -> Non
             model=CLAUDE, max_tokens=50, messages=user(f"Hi {directive}"), stream=stream
         )
         parsed: Any = raw.parse()
-        usage = list(parsed)[0].message.usage if stream else parsed.usage
+        usage = next(iter(parsed)).message.usage if stream else parsed.usage
         assert (usage.cache_read_input_tokens, usage.cache_creation_input_tokens) == (1000, 230)
         row = stack.gateway.row(raw.headers["x-request-id"])
         assert (row["cached_tokens"], row["cache_write_5m_tokens"], row["cache_write_1h_tokens"]) == (1000, 200, 30)
@@ -255,7 +255,7 @@ def test_an_upstream_that_keeps_failing_is_an_internal_server_error(stack: Stack
 @BOTH
 def test_a_stream_that_is_cut_is_an_error_and_no_end(stack: Stack, model: str) -> None:
     types = []
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         for event in ask(stack, model, "a b c d e f [[cut_after=6]]", stream=True):
             types.append(event.type)
     # A connection that ends inside a stream the SDK leaves to its HTTP library.
