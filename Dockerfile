@@ -42,11 +42,11 @@ RUN install -d -m 1777 "$XDG_STATE_HOME"
 VOLUME /var/lib/gateway
 USER 10001:10001
 EXPOSE 8080
-# It answers no new requests from then on, and ends when the ones under way are answered.
+# It ends when what is under way is answered, after a minute at the latest.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["python3", "-S", "-c", \
     "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8080, timeout=4); c.request('GET', '/api/v1/health/liveness'); raise SystemExit(c.getresponse().status != 200)"]
-CMD ["serve_gateway.py", "--host", "0.0.0.0", "--port", "8080"]
+CMD ["serve_gateway.py", "--host", "0.0.0.0", "--port", "8080", "--json-log"]
 
 FROM base AS smollm2-base
 # llama.cpp needs GCC's OpenMP library, which minimal images lack.
