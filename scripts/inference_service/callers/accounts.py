@@ -1,7 +1,7 @@
 """The callers of one gateway process: who they are, and whether a request of theirs is within its limits.
 
     accounts = Accounts(sql.open(url), holder=gateway_id)
-    create_task(accounts.keep_up_to_date())
+    await accounts.start()
     caller = accounts.authenticate(key) or await accounts.find(key)
     admission = accounts.try_admit(caller, tokens, nano_usd, at) or await accounts.admit(caller, tokens, nano_usd, at)
     try: …
@@ -59,6 +59,7 @@ class Accounts:
         self._next_load: asyncio.Task[bool] | None = None
         self._loaded_at = float("-inf")
         self._load_trouble: str | None = None
+        self._following: asyncio.Task[None] | None = None
         self._forgot_at = ticks()
         # The hot path goes straight to where it is done.
         self.authenticate = self._directory.authenticate
@@ -75,20 +76,32 @@ class Accounts:
         """The callers who may come in, by id."""
         return self._directory.copy.by_id
 
-    async def keep_up_to_date(self) -> None:
-        """Follow the database's callers and keep this process's leases alive, until it is cancelled."""
+    async def start(self) -> None:
+        """Read the callers; from then on follow their changes, and keep this process's leases alive.
+
+        Raises:
+            ToolError, asyncio.TimeoutError: the database cannot be used now; it may be tried again.
+        """
+        await self._load()
+        self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
         while True:
+            await asyncio.sleep(_EVERY)
             await self.refresh()
             await self._admissions.look_after()
             if self._ticks() - self._forgot_at > _FORGET_EVERY:
                 self._forgot_at = self._ticks()
                 with contextlib.suppress(ToolError, asyncio.TimeoutError):
                     await _within(self._directory_thread, self._forget)
-            await asyncio.sleep(_EVERY)
 
     async def close(self) -> None:
         """Give back what was not used; what is spent and not yet recorded stays set aside. Call it when no request is
         under way any more."""
+        if self._following is not None:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following
         await self._admissions.give_everything_back()
         self._lease_thread.shutdown(wait=False)
         self._directory_thread.shutdown(wait=False)
