@@ -110,7 +110,10 @@ def test_a_dry_run_shows_on_every_platform_what_would_run_with_secrets_as_names(
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-planted-0123456789")
     monkeypatch.setenv("TAO_GATEWAY_CALLER_KEY", CALLER_KEY)
-    chosen = ("--partition", "cluster-default", "--account", "cluster-default") if platform == "slurm" else ()
+    chosen: tuple[str, ...] = ()
+    if platform == "slurm":
+        chosen = ("--partition", "cluster-default", "--account", "cluster-default")
+        monkeypatch.setenv("IMAGE_CLAUDE", "/home/me/gateway.sif")
     result = run_script("start_service", "--platform", platform, *START[:4], *chosen, "--dry-run")
     assert "sk-ant-planted" not in result.stdout + result.stderr
     assert CALLER_KEY not in result.stdout + result.stderr
