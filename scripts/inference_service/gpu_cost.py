@@ -57,7 +57,7 @@ def _line(
         "network_arch": entry.network_arch,
         "platform": entry.platform,
         "num_gpus": entry.num_gpus,
-        **_times(there_since, until),
+        **_times(min(there_since, until) if there_since else None, until),
         **_amounts(cost, charged or Decimal(0), reason),
     }
 

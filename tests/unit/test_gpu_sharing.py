@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -36,7 +37,7 @@ def test_one_alone_pays_all_two_at_once_half_each_and_nobody_the_idle_time() -> 
     assert sharing.end(second, 45 * SECOND) == Decimal("0.015")
     shares = sharing.shares(100 * SECOND)
     assert (shares.cost, shares.charged) == (Fraction("0.1"), Fraction("0.035"))
-    assert (shares.idle, shares.under_way) == (Fraction("0.065"), 0)
+    assert (shares.idle, shares.under_way) == (Fraction("0.065"), Fraction(0))
 
 
 def test_each_stretch_costs_what_its_price_says() -> None:
@@ -165,8 +166,8 @@ def test_no_charge_is_above_the_bound_for_its_seconds(
 # --- the meter of a service
 
 
-def entry(num_gpus: int = 2, **extras: object) -> ServiceEntry:
-    return ServiceEntry("job-1", "cosmos-rl", "brev", "http://h", num_gpus=num_gpus, extras=extras)
+def entry(num_gpus: int = 2, extras: Mapping[str, str] | None = None) -> ServiceEntry:
+    return ServiceEntry("job-1", "cosmos-rl", "brev", "http://h", num_gpus=num_gpus, extras=extras or {})
 
 
 def price(usd: str, since: datetime = NEW_YEAR, selector: tuple[str, str] | None = None) -> GpuPrice:
@@ -181,8 +182,8 @@ class Watch:
         return self.now
 
 
-def metered(watch: Watch, *prices: GpuPrice, **extras: object) -> ServiceMeter:
-    made = service_meter(entry(**extras), prices, watch)
+def metered(watch: Watch, *prices: GpuPrice, **extras: str) -> ServiceMeter:
+    made = service_meter(entry(extras=extras), prices, watch)
     assert made is not None
     return made
 

@@ -15,7 +15,7 @@ from inference_service import paths
 from inference_service.errors import ToolError
 from inference_service.gateway import dashboard, refusals
 from inference_service.gateway.answers import Answer, Request
-from inference_service.gateway.refusals import Refusal, Shape
+from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
 from inference_service.gateway.upstreams import PATHS
 from inference_service.request_log.rows import RequestRow
 
@@ -31,7 +31,7 @@ async def respond(gateway: Gateway, scope: Mapping[str, Any], receive: Any, send
     more than look."""
     headers = dict(scope["headers"])
     request = Request(scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers)
-    shape = Shape.ANTHROPIC if b"anthropic-version" in headers else Shape.OPENAI
+    shape = ANTHROPIC if b"anthropic-version" in headers else OPENAI
     request_id = gateway.next_request_id()
     refusal: Refusal | None = None
     try:

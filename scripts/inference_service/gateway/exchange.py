@@ -10,13 +10,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
+from inference_service.callers import money
 from inference_service.gateway import refusals
-from inference_service.gateway.refusals import Refusal, Shape
+from inference_service.gateway.refusals import Refusal
+from inference_service.gateway.tapping import Shape
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
-    from inference_service.callers.accounts import Admission
     from inference_service.callers.caller import Caller
+    from inference_service.callers.pools import Admission
     from inference_service.gateway.gateway import Gateway
     from inference_service.gateway.kept_bodies import KeptBodies
     from inference_service.gateway.protocol import Protocol
@@ -170,6 +172,8 @@ class Exchange:
         own = [(b"x-request-id", request_id), (b"request-id", request_id)]
         if self.gateway.draining:
             own.append((b"connection", b"close"))
+        # Every start is followed by a body, at the latest by its end.
+        self.protocol.transport.hold_next()
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
 
     async def piece(self, body: bytes) -> None:
@@ -220,7 +224,7 @@ class Exchange:
         if self.admission is not None:
             usage, cost = self.usage, row.cost_usd
             tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
-            self.admission.settle(tokens, cost)
+            self.admission.settle(tokens, None if cost is None else money.nano_usd(cost))
             self.admission = None
         return self.gateway.record(self)
 

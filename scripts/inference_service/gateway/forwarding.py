@@ -13,7 +13,8 @@ import orjson
 from inference_service import metering
 from inference_service.gateway import long_bodies, relaying, tags
 from inference_service.gateway.exchange import Exchange, Receive, Send
-from inference_service.gateway.refusals import Refusal, Shape
+from inference_service.gateway.refusals import OPENAI, Refusal
+from inference_service.gateway.tapping import Shape
 from inference_service.gateway.routing import Route
 from inference_service.gateway.upstream import retrying
 from inference_service.gateway.upstream.errors import Reset, UpstreamError
@@ -49,7 +50,6 @@ async def forward(gateway: Gateway, scope: Mapping[str, Any], receive: Receive, 
     """Handle one POST to a model endpoint, to its last byte; whatever happens, one row is left."""
     protocol = scope["tao.protocol"]
     exchange = Exchange(gateway, protocol, scope["tao.arrived"], scope["path"], shape, receive, send)
-    protocol.request_task = asyncio.current_task()
     live = gateway.live
     live[exchange.row.request_id] = exchange
     try:
@@ -109,7 +109,7 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
     permit(exchange, caller, route)
     include_usage, most_output = _prepare(gateway, exchange, route, document, streaming)
     # Written anew: a key that stands twice in the body would mean one thing to us and another to the upstream.
-    outgoing = orjson.dumps(document if route.shape is exchange.shape else exchange.translated)
+    outgoing = orjson.dumps(document if route.shape == exchange.shape else exchange.translated)
     if caller.limited:
         await admit(gateway, exchange, metering.input_upper_bound(outgoing), most_output)
     if gateway.log_bodies:
@@ -163,9 +163,11 @@ async def admit(gateway: Gateway, exchange: Exchange, input_tokens: int, output_
         nano_usd = exchange.price.upper_bound_nano_usd(input_tokens, output_tokens)
     else:
         nano_usd = 0
-    exchange.admission = gateway.accounts.try_admit(caller, input_tokens + output_tokens, nano_usd)
+    exchange.admission = gateway.accounts.try_admit(caller, input_tokens + output_tokens, nano_usd, exchange.row.time)
     if exchange.admission is None:
-        exchange.admission = await gateway.admit_slowly(caller, input_tokens + output_tokens, nano_usd)
+        exchange.admission = await gateway.admit_slowly(
+            caller, input_tokens + output_tokens, nano_usd, exchange.row.time
+        )
 
 
 def _prepare(
@@ -176,17 +178,17 @@ def _prepare(
     if streaming and not route.streaming:
         raise Refusal(400, "invalid_request", f"{route.model} does not stream; leave stream out", param="stream")
     include_usage = True
-    if streaming and exchange.shape is Shape.OPENAI:
+    if streaming and exchange.shape == OPENAI:
         options = document.get("stream_options")
         include_usage = isinstance(options, dict) and options.get("include_usage") is True
-        if route.shape is Shape.OPENAI and not include_usage:
+        if route.shape == OPENAI and not include_usage:
             document["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-    if route.shape is not exchange.shape:
-        exchange.translated = gateway.translation.request(document, asked=exchange.shape, model=route.model)
-        return include_usage, gateway.translation.most_output(exchange.translated)
+    if route.shape != exchange.shape:
+        exchange.translated = gateway.converting.request(document, exchange.shape)
+        return include_usage, gateway.converting.most_output(exchange.translated)
     if route.rename is not None:
         document["model"] = route.rename
-    return include_usage, gateway.translation.most_output(document)
+    return include_usage, gateway.converting.most_output(document)
 
 
 async def _short_body(exchange: Exchange, content_length: bytes | None) -> bytes | None:

@@ -9,28 +9,28 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 from collections.abc import Awaitable, Mapping
 from decimal import Decimal
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
-from inference_service.callers.accounts import LimitExceeded, LimitsUnavailable
 from inference_service.callers.caller import Caller
+from inference_service.callers.refusals import LimitExceeded, LimitsUnavailable
 from inference_service.gateway import endpoints
 from inference_service.gateway.exchange import Exchange, Receive, Send
 from inference_service.gateway.forwarding import forward
-from inference_service.gateway.refusals import Refusal, Shape
+from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.upstreams import PATHS
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
-    from inference_service.callers.accounts import Accounts, Admission
+    from inference_service.callers.accounts import Accounts
+    from inference_service.callers.pools import Admission
     from inference_service.gateway.metrics import Metrics
     from inference_service.gateway.routing import Route, RouteTable
     from inference_service.gateway.settings import Settings
-    from inference_service.gateway.translation import Translation
+    from inference_service.gateway.converting import Converting
     from inference_service.request_log.recorder import Recorder
     from inference_service.token_pricing import ModelPrice, PriceTable
 
@@ -50,17 +50,18 @@ class Gateway:
         self,
         settings: Settings,
         *,
+        name: str,
         accounts: Accounts,
         recorder: Recorder,
         metrics: Metrics,
-        translation: Translation,
+        converting: Converting,
         request_seconds: float,
     ) -> None:
         self.settings = settings
         self.accounts = accounts
         self.recorder = recorder
         self.metrics = metrics
-        self.translation = translation
+        self.converting = converting
         self.request_seconds = request_seconds
         self.routes: RouteTable
         self.prices: PriceTable
@@ -69,7 +70,7 @@ class Gateway:
         self.observers: list[Any] = []
         self.zero = Decimal(0)
         self.log_bodies = settings.log_bodies
-        self.name = f"{os.uname().nodename}:{os.getpid()}"
+        self.name = name
         self._id_prefix = secrets.token_hex(8)
         self._ids = 0
         self._owner_digest = hashlib.sha256(settings.owner_key.encode()).digest() if settings.owner_key else None
@@ -130,8 +131,10 @@ class Gateway:
         if key is not None:
             if self._owner_digest and hmac.compare_digest(hashlib.sha256(key).digest(), self._owner_digest):
                 return OWNER
-            await self.accounts.refresh(force=True)
-            caller = self.accounts.authenticate(key)
+            try:
+                caller = await self.accounts.find(key)
+            except LimitsUnavailable as error:
+                raise Refusal(503, error.error_type, str(error), retry_after=error.retry_after) from None
             if caller is not None:
                 return caller
         raise Refusal(
@@ -140,18 +143,18 @@ class Gateway:
             "no valid API key: send the one that callers.py add has shown as `Authorization: Bearer KEY` or `x-api-key: KEY`",
         )
 
-    async def admit_slowly(self, caller: Caller, tokens: int, nano_usd: int) -> Admission:
+    async def admit_slowly(self, caller: Caller, tokens: int, nano_usd: int, at: float) -> Admission:
         """What `Accounts.admit` gives.
 
         Raises:
             Refusal: 429 with the limit that would be passed; 503 where limits cannot be looked up.
         """
         try:
-            return await self.accounts.admit(caller, tokens, nano_usd)
+            return await self.accounts.admit(caller, tokens, nano_usd, at)
         except LimitExceeded as error:
-            raise Refusal(429, error.limit, str(error), retry_after=error.retry_after) from None
+            raise Refusal(429, error.error_type, str(error), retry_after=error.retry_after) from None
         except LimitsUnavailable as error:
-            raise Refusal(503, "limits_unavailable", str(error), retry_after=error.retry_after) from None
+            raise Refusal(503, error.error_type, str(error), retry_after=error.retry_after) from None
 
     def price_for(self, route: Route) -> ModelPrice | None:
         """What its tokens cost now; None for a service of our own and for a model without a price."""
@@ -162,12 +165,12 @@ class Gateway:
         route = exchange.route
         assert route is not None
         more: dict[bytes, bytes] = {}
-        if route.shape is Shape.ANTHROPIC:
+        if route.shape == ANTHROPIC:
             headers = exchange.headers
             version = headers.get(b"anthropic-version", b"2023-06-01")
             more[b"anthropic-version"] = version if _is_token(version) else b"2023-06-01"
             beta = headers.get(b"anthropic-beta")
-            if beta and exchange.shape is Shape.ANTHROPIC and _is_token(beta):
+            if beta and exchange.shape == ANTHROPIC and _is_token(beta):
                 more[b"anthropic-beta"] = beta
         if b"traceparent" in exchange.headers and self.traceparent is not None:
             passed = self.traceparent(exchange.headers)

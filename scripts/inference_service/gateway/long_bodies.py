@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 from inference_service import metering
 from inference_service.gateway import forwarding, relaying
 from inference_service.gateway.body_scan import BodyScan
-from inference_service.gateway.refusals import Refusal, Shape
+from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.upstream.errors import UpstreamError
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ async def forward(exchange: Exchange) -> None:
         exchange.routed(route, gateway.price_for(route))
         exchange.asked_model = str(body.scan.values["model"])
         forwarding.permit(exchange, caller, route)
-        if route.shape is not exchange.shape:
+        if route.shape != exchange.shape:
             raise Refusal(
                 413,
                 "invalid_request",
                 f"a body of more than {LONGEST_HELD} bytes is passed on as it is, and {route.model} is asked by"
-                f" POST {'/v1/messages' if route.shape is Shape.ANTHROPIC else '/v1/chat/completions'}",
+                f" POST {'/v1/messages' if route.shape == ANTHROPIC else '/v1/chat/completions'}",
             )
         if caller.limited or length is None:
             await body.until_complete()
@@ -126,7 +126,7 @@ async def forward(exchange: Exchange) -> None:
         if caller.limited:
             values = body.scan.values
             await forwarding.admit(
-                gateway, exchange, metering.input_upper_bound(length), gateway.translation.most_output(values)
+                gateway, exchange, metering.input_upper_bound(length), gateway.converting.most_output(values)
             )
         await _send(exchange, body, length)
     finally:

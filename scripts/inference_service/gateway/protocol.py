@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
     from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
 LONGEST_HEAD = 65_536
@@ -22,6 +24,45 @@ LONGEST_HEAD = 65_536
 HEAD_SECONDS = 10.0
 BODY_STALL_SECONDS = 60.0
 READER_STALL_SECONDS = 120.0
+
+
+class JoiningTransport(asyncio.Transport):
+    """Writes the head of an answer together with what follows it: one system call, and one packet, where two would go.
+
+    uvicorn writes them one after the other. `hold_next()` before the head; whoever does so writes something after it.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._write = transport.write
+        self._holds_next = False
+        self._held = b""
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+        self.abort = transport.abort  # type: ignore[method-assign]
+
+    def hold_next(self) -> None:
+        """Keep what is written next until something more is."""
+        self._holds_next = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._holds_next:
+            self._holds_next = False
+            self._held = bytes(data)
+        elif self._held:
+            data, self._held = self._held + data, b""
+            self._write(data)
+        else:
+            self._write(data)
+
+    def close(self) -> None:
+        if self._held:
+            self._write(self._held)
+            self._held = b""
+        self._transport.close()
 
 
 class Protocol(HttpToolsProtocol):
@@ -42,9 +83,18 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._refused_with = 0
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(JoiningTransport(transport))
+
     def data_received(self, data: bytes) -> None:
         self.last_data = perf_counter()
         super().data_received(data)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        # As uvicorn does, but the task is remembered: asyncio.current_task() in each request would cost more.
+        self.request_task = task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

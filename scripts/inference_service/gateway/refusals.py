@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 import orjson
 
+from inference_service.gateway.tapping import Shape
 
-class Shape(Enum):
-    """The two wire formats that requests and answers come in."""
-
-    OPENAI = "openai"
-    ANTHROPIC = "anthropic"
+OPENAI: Shape = "openai"
+ANTHROPIC: Shape = "anthropic"
 
 
 class Refusal(Exception):
@@ -61,7 +57,7 @@ _ANTHROPIC_TYPES = {
 
 def body(refusal: Refusal, shape: Shape, request_id: str) -> bytes:
     """The refusal as the JSON error of that API; our own word for it stands in `code`."""
-    if shape is Shape.ANTHROPIC:
+    if shape == ANTHROPIC:
         type = _ANTHROPIC_TYPES.get(refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error")
         error = {"type": type, "message": refusal.message, "code": refusal.type}
         return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
@@ -73,4 +69,4 @@ def body(refusal: Refusal, shape: Shape, request_id: str) -> bytes:
 def event(refusal: Refusal, shape: Shape, request_id: str) -> bytes:
     """The refusal as the last event of a stream that has begun."""
     data = body(refusal, shape, request_id)
-    return b"event: error\ndata: " + data + b"\n\n" if shape is Shape.ANTHROPIC else b"data: " + data + b"\n\n"
+    return b"event: error\ndata: " + data + b"\n\n" if shape == ANTHROPIC else b"data: " + data + b"\n\n"

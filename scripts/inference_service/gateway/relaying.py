@@ -11,12 +11,11 @@ import orjson
 from inference_service import metering
 from inference_service.gateway import tapping
 from inference_service.gateway.exchange import EVENT_STREAM, JSON
-from inference_service.gateway.refusals import Refusal, Shape
+from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.upstream.errors import UpstreamError
 
 if TYPE_CHECKING:
     from inference_service.gateway.exchange import Exchange
-    from inference_service.gateway.translation import Translation
     from inference_service.gateway.upstream.pool import Response
 
 LONGEST_HELD = 1 << 20
@@ -53,7 +52,7 @@ async def relay(exchange: Exchange, response: Response, *, streaming: bool, incl
 async def _relay_whole(exchange: Exchange, response: Response) -> None:
     route = exchange.route
     assert route is not None
-    translated = route.shape is not exchange.shape
+    translated = route.shape != exchange.shape
     length = response.content_length
     if not translated and (length is None or length > LONGEST_HELD):
         await _relay_long(exchange, response)
@@ -61,11 +60,11 @@ async def _relay_whole(exchange: Exchange, response: Response) -> None:
     began = perf_counter()
     body = await response.read(LONGEST_TRANSLATED)
     exchange.waited += perf_counter() - began
-    exchange.usage, _, error_type = tapping.usage_of_answer(route.shape.value, body)
+    exchange.usage, _, error_type = tapping.usage_of_answer(route.shape, body)
     if error_type:
         exchange.row.error_type = f"upstream_{error_type}"
     if translated:
-        body = exchange.gateway.translation.answer(body, asked=exchange.shape, model=exchange.asked_model)
+        body = exchange.gateway.converting.answer(body, exchange)
     exchange.row.first_token_seconds = perf_counter() - exchange.arrived
     await exchange.answer(response.status, body)
 
@@ -101,19 +100,17 @@ async def _relay_long(exchange: Exchange, response: Response) -> None:
     for found in _USAGE_IN_TAIL.finditer(tail):
         pass
     if found is not None:
-        exchange.usage = metering.of_usage(route.shape.value, orjson.loads(found[1]))
+        exchange.usage = metering.of_usage(route.shape, orjson.loads(found[1]))
     await exchange.last_piece(held)
 
 
 async def _relay_stream(exchange: Exchange, response: Response, *, include_usage: bool, body_bytes: int) -> None:
     route, row = exchange.route, exchange.row
     assert route is not None
-    if route.shape is exchange.shape:
-        reader = tapping.AnthropicTap() if route.shape is Shape.ANTHROPIC else tapping.OpenAITap(not include_usage)
+    if route.shape == exchange.shape:
+        reader = tapping.AnthropicTap() if route.shape == ANTHROPIC else tapping.OpenAITap(not include_usage)
     else:
-        reader = exchange.gateway.translation.stream(
-            asked=exchange.shape, model=exchange.asked_model, include_usage=include_usage
-        )
+        reader = exchange.gateway.converting.stream(exchange, include_usage)
     row.http_status = response.status
     exchange.reading(reader, body_bytes)
     await exchange.start(response.status, [EVENT_STREAM, (b"cache-control", b"no-cache")])
@@ -167,15 +164,15 @@ async def _relay_error(exchange: Exchange, response: Response) -> None:
     route, row = exchange.route, exchange.row
     assert route is not None
     body = await response.read(_LONGEST_ERROR)
-    _, _, error_type = tapping.usage_of_answer(route.shape.value, body)
+    _, _, error_type = tapping.usage_of_answer(route.shape, body)
     row.error_type = f"upstream_{error_type or 'error'}"
     if response.status == 401:
         # The caller's own key is good: this is between us and the upstream.
         raise Refusal(502, row.error_type, f"{route.upstream.name} does not accept the gateway's credential")
     retry_after = response.header(b"retry-after")
     headers = [(b"retry-after", retry_after)] if retry_after and retry_after.isdigit() else []
-    if route.shape is not exchange.shape:
-        status, body = exchange.gateway.translation.error(response.status, body, asked=exchange.shape)
+    if route.shape != exchange.shape:
+        status, body = exchange.gateway.converting.error(response.status, body, exchange)
     else:
         status = response.status
     await exchange.answer(status, body, headers)

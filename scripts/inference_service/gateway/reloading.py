@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from inference_service import http_session, paths, pricing, references
 from inference_service.errors import ToolError
-from inference_service.gateway.refusals import Shape
+from inference_service.gateway.refusals import ANTHROPIC, OPENAI
 from inference_service.gateway.routing import Route, RouteTable
 from inference_service.gateway.upstream.guard import Guard
 from inference_service.gateway.upstreams import Upstream
@@ -47,7 +47,7 @@ class Reloading:
             upstream = Upstream(
                 facts.vendor_name,
                 settings.upstream_url or facts.vendor_url,
-                Shape.ANTHROPIC,
+                ANTHROPIC,
                 self._guard(),
                 credential=(b"x-api-key", settings.upstream_key.encode("ascii", "replace")),
                 **facts.connections(),
@@ -111,7 +111,7 @@ class Reloading:
             network_arch=self._facts.own_arch,
             platform=None,
             job_id=None,
-            shape=Shape.ANTHROPIC,
+            shape=ANTHROPIC,
             upstream=self.vendor.upstream,
         )
 
@@ -125,7 +125,7 @@ class Reloading:
             upstream = Upstream(
                 f"{entry.network_arch} {entry.job_id[:8]}",
                 entry.host_url,
-                Shape.OPENAI,
+                OPENAI,
                 self._guard(),
                 credential=(b"authorization", b"Bearer " + token.encode("ascii")) if token else None,
                 **self._facts.connections(),
@@ -138,7 +138,7 @@ class Reloading:
             network_arch=entry.network_arch,
             platform=entry.platform,
             job_id=entry.job_id,
-            shape=Shape.OPENAI,
+            shape=OPENAI,
             upstream=upstream,
             streaming=arch.request.streaming if arch else True,
             meter=service_meter(entry, self._gpu_prices),

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inference_service.gateway.refusals import Refusal, Shape
+from inference_service.gateway.refusals import Refusal
+from inference_service.gateway.tapping import Shape
 
 if TYPE_CHECKING:
     from inference_service.contracts import ServiceEntry

@@ -26,12 +26,12 @@ _TEXT = re.compile(rb'"(?:text|thinking|partial_json|content|reasoning_content|r
 _NONE: Mapping[str, Any] = {}
 
 
-class _Tap:
-    """What the taps of both shapes have in common.
+class StreamReader:
+    """Who reads a stream on its way to the client: a tap, or one that translates it.
 
-    `finished`: the stream told its own end. `error_type`: the type of an error event inside it. `first_token`:
-    something of the answer has come. `produced_bytes` of UTF-8 text (also thinking and tool arguments) came in
-    `deltas` events.
+    `finished`: the stream told its own end. `error_type`: the type of an error event inside it, `bad_answer` for what
+    is no event at all. `finish_reason`: in the upstream's words. `first_token`: something of the answer has come.
+    `produced_bytes` of UTF-8 text (also thinking and tool arguments) came in `deltas` events.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,32 @@ class _Tap:
         self.finish_reason: str | None = None
         self.produced_bytes = 0
         self.deltas = 0
+
+    def feed(self, piece: bytes) -> bytes:
+        """Read the next bytes of the stream; what is to be sent on for them."""
+        raise NotImplementedError
+
+    def end(self) -> bytes:
+        """The stream's bytes have ended; what is still to be sent on. A stream that is not `finished` then was cut."""
+        raise NotImplementedError
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the stream reported so far. Only of a finished stream is it all."""
+        raise NotImplementedError
+
+    def estimate(self, body_bytes: int) -> Usage:
+        """The usage if the stream ends here; `body_bytes` are those of the request's body. See metering.estimate."""
+        return metering.estimate(
+            self.usage, body_bytes=body_bytes, produced_bytes=self.produced_bytes, deltas=self.deltas
+        )
+
+
+class _Tap(StreamReader):
+    """What the taps of both shapes have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._usage: Mapping[str, Any] | None = None
         self._rest = b""
         self._passing_long_line = False
@@ -69,22 +95,12 @@ class _Tap:
         return piece
 
     def end(self) -> bytes:
-        """The stream's bytes have ended: read a last line without an end. What is still to be sent on."""
+        """The stream's bytes have ended; what is still to be sent on."""
+        # The last line may have no end.
         if self._rest:
             self._line(self._rest, 0, len(self._rest))
             self._rest = b""
         return b""
-
-    def estimate(self, body_bytes: int) -> Usage:
-        """The usage if the stream ends here; `body_bytes` are those of the request's body. See metering.estimate."""
-        return metering.estimate(
-            self.usage, body_bytes=body_bytes, produced_bytes=self.produced_bytes, deltas=self.deltas
-        )
-
-    @property
-    def usage(self) -> Usage | None:
-        """What the stream reported so far. Only of a finished stream is it all."""
-        raise NotImplementedError
 
     def _document(self, document: Mapping[str, Any]) -> str | None:
         """Read one event; returns its text if it is nothing but a piece of text."""

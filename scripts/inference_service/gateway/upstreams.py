@@ -8,12 +8,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 
-from inference_service.gateway.refusals import Shape
+from inference_service.gateway.refusals import ANTHROPIC, OPENAI
+from inference_service.gateway.tapping import Shape
 from inference_service.gateway.upstream.guard import Guard
 from inference_service.gateway.upstream.origin import header_block, parse_base
 from inference_service.gateway.upstream.pool import Pool
 
-PATHS = {Shape.OPENAI: b"/v1/chat/completions", Shape.ANTHROPIC: b"/v1/messages"}
+PATHS = {OPENAI: b"/v1/chat/completions", ANTHROPIC: b"/v1/messages"}
 
 
 class Upstream:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import time
@@ -99,6 +100,6 @@ def _reason(error: Exception) -> str:
         return f"its certificate is not trusted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):
         return f"the TLS handshake failed ({error.reason or error})"
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, socket.gaierror):
-        return error.strerror
+    if isinstance(error, OSError) and error.errno and error.errno > 0 and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)  # asyncio and uvloop word it differently
     return str(error) or type(error).__name__
