@@ -6,14 +6,15 @@ Only what a holder gave out before it was taken for dead can come on top: its ro
 
 A minute is shared more simply: what is taken is used, and what a dead gateway took is lost for the rest of the minute.
 
-All statements of one key (caller, quantity, window) run under the lock of its row in `allowances`, taken in one order, so
-that no two transactions wait for each other. Every function is one transaction's work.
+All statements of one key (caller, quantity, window) run under the lock of its row in `allowances`, taken in one order,
+so that no two transactions wait for each other. Every function is one transaction's work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inference_service.callers.clocks import Now
 from inference_service.callers.windows import BY_NAME, end_of
@@ -25,6 +26,13 @@ LEASE_SECONDS = 45.0
 # The next taker gets a small slice of what is left, so that the others find something too.
 _SLICES = 16
 _FORGOTTEN_AFTER = 3600.0
+
+
+Key = tuple[str, str, int]
+"""caller_id, quantity and window_start of an allowance."""
+
+Return = tuple[Key, int]
+"""What is given back of a minute."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Grant:
-    """What it got. `left`: what is left for others or later; `used`: what is used for certain, leases apart."""
+    """What it got. `left`: what is left for others or later; `used`: what is used, leases apart; `granted`:
+    all that was granted and not given up, for the next ask's `known`."""
 
     amount: int
     left: int
     used: int
+    granted: int
 
 
 def renew(cursor: Cursor, holder: str, now: Now) -> bool:
@@ -77,25 +87,21 @@ def renew(cursor: Cursor, holder: str, now: Now) -> bool:
     return bool(expires_ticks > now.ticks if clock == now.clock else expires_at > now.wall)
 
 
-def take(cursor: Cursor, holder: str, now: Now, asks: Sequence[Ask]) -> list[Grant]:
-    """Grant what the limits allow, in the order of the asks. The holder has to be alive (`renew`)."""
-    grants = {}
-    for ask in sorted(asks, key=lambda ask: (ask.caller_id, ask.quantity, ask.window_start)):
-        used = _locked(cursor, ask)
-        grants[ask] = (_lease if BY_NAME[ask.quantity].is_money else _hand_out)(cursor, holder, now, ask, used)
-    return [grants[ask] for ask in asks]
+def take(cursor: Cursor, holder: str, now: Now, asks: Sequence[Ask], returns: Sequence[Return] = ()) -> list[Grant]:
+    """Take back what is returned of minutes, and grant what the limits allow. The holder has to be alive (`renew`).
 
-
-def give_back(cursor: Cursor, caller_id: str, quantity: str, window_start: int, amount: int) -> None:
-    """Return a part of a minute that was handed out and not used. (What was leased goes back by `take`: a holder that
-    knows of less than it was granted gives up the rest.)"""
-    cursor.execute(
-        """
-        UPDATE allowances SET used = used - :amount
-        WHERE caller_id = :caller_id AND quantity = :quantity AND window_start = :window_start
-        """,
-        {"caller_id": caller_id, "quantity": quantity, "window_start": window_start, "amount": amount},
-    )
+    What was leased needs no return: a holder that knows of less than it was granted has given up the rest.
+    """
+    keys = {_key_of(ask) for ask in asks} | {key for key, _ in returns}
+    for key in sorted(keys):
+        _lock(cursor, key)
+    for key, amount in returns:
+        _add_used(cursor, key, -amount)
+    grants = []
+    for ask in asks:
+        (used,) = next(iter(cursor.execute(f"SELECT used FROM allowances WHERE {_KEY}", _values(_key_of(ask)))))  # noqa: S608
+        grants.append((_lease if BY_NAME[ask.quantity].is_money else _hand_out)(cursor, holder, now, ask, used))
+    return grants
 
 
 def forget(database: Database, now: Now) -> None:
@@ -116,10 +122,13 @@ def forget(database: Database, now: Now) -> None:
         ).fetchall()
     for caller_id, quantity, start, holder, expires_at in leases:
         if end_of(BY_NAME[quantity].window, start) < cutoff or expires_at is None or expires_at < cutoff:
+            key = (caller_id, quantity, start)
             with database.transaction() as cursor:
-                key = {"caller_id": caller_id, "quantity": quantity, "window_start": start, "holder": holder}
                 _lock(cursor, key)
-                cursor.execute(f"DELETE FROM leases WHERE {_KEY} AND holder = :holder", key)  # noqa: S608
+                cursor.execute(
+                    f"DELETE FROM leases WHERE {_KEY} AND holder = :holder",  # noqa: S608
+                    {**_values(key), "holder": holder},
+                )
     with database.transaction() as cursor:
         cursor.execute(
             "DELETE FROM lease_holders WHERE expires_at < :cutoff"
@@ -131,16 +140,16 @@ def forget(database: Database, now: Now) -> None:
 _KEY = "caller_id = :caller_id AND quantity = :quantity AND window_start = :window_start"
 
 
-def _locked(cursor: Cursor, ask: Ask) -> int:
-    """What is used, under a lock that the transaction keeps."""
-    key = {"caller_id": ask.caller_id, "quantity": ask.quantity, "window_start": ask.window_start}
-    _lock(cursor, key)
-    row = cursor.execute(f"SELECT used FROM allowances WHERE {_KEY}", key).fetchone()  # noqa: S608
-    assert row is not None
-    return int(row[0])
+def _key_of(ask: Ask) -> Key:
+    return (ask.caller_id, ask.quantity, ask.window_start)
 
 
-def _lock(cursor: Cursor, key: dict[str, str | int]) -> None:
+def _values(key: Key) -> dict[str, Any]:
+    caller_id, quantity, window_start = key
+    return {"caller_id": caller_id, "quantity": quantity, "window_start": window_start}
+
+
+def _lock(cursor: Cursor, key: Key) -> None:
     # An update that changes nothing locks the row, which an insert that does nothing would not.
     cursor.execute(
         """
@@ -148,7 +157,14 @@ def _lock(cursor: Cursor, key: dict[str, str | int]) -> None:
         VALUES (:caller_id, :quantity, :window_start, 0)
         ON CONFLICT (caller_id, quantity, window_start) DO UPDATE SET used = allowances.used
         """,
-        key,
+        _values(key),
+    )
+
+
+def _add_used(cursor: Cursor, key: Key, amount: int) -> None:
+    cursor.execute(
+        f"UPDATE allowances SET used = used + :amount WHERE {_KEY}",  # noqa: S608
+        {**_values(key), "amount": amount},
     )
 
 
@@ -156,23 +172,18 @@ def _hand_out(cursor: Cursor, _holder: str, _now: Now, ask: Ask, used: int) -> G
     left = ask.limit - used
     amount = _granted(ask, left)
     if amount:
-        give_back(cursor, ask.caller_id, ask.quantity, ask.window_start, -amount)
-    return Grant(amount, left - amount, used)
+        _add_used(cursor, _key_of(ask), amount)
+    return Grant(amount, left - amount, used + amount, ask.known + amount)
 
 
 def _lease(cursor: Cursor, holder: str, now: Now, ask: Ask, used: int) -> Grant:
-    key = {
-        "caller_id": ask.caller_id,
-        "quantity": ask.quantity,
-        "window_start": ask.window_start,
-        "holder": holder,
-    }
+    key = {**_values(_key_of(ask)), "holder": holder}
     row = cursor.execute(f"SELECT amount, granted FROM leases WHERE {_KEY} AND holder = :holder", key).fetchone()  # noqa: S608
     held, granted = row or (0, 0)
     # The holder knows of less: it gave something up, or a grant never reached it. Either way nobody will spend it.
     given_up = max(0, granted - ask.known)
     held -= given_up
-    row = cursor.execute(
+    cursor.execute(
         """
         SELECT CAST(COALESCE(SUM(l.amount), 0) AS BIGINT)
         FROM leases l JOIN lease_holders h ON h.holder = l.holder
@@ -181,10 +192,10 @@ def _lease(cursor: Cursor, holder: str, now: Now, ask: Ask, used: int) -> Grant:
             AND ((h.clock = :clock AND h.expires_ticks > :ticks) OR (h.clock <> :clock AND h.expires_at > :wall))
         """,
         {**key, "clock": now.clock, "ticks": now.ticks, "wall": now.wall},
-    ).fetchone()
-    assert row is not None
+    )
+    (of_others,) = next(iter(cursor))
     # A holder that spent more than it held is in debt (held < 0): what it gets next pays that first.
-    left = ask.limit - used - row[0] - held
+    left = ask.limit - used - of_others - held
     amount = _granted(ask, left)
     if amount or given_up:
         cursor.execute(
@@ -196,7 +207,7 @@ def _lease(cursor: Cursor, holder: str, now: Now, ask: Ask, used: int) -> Grant:
             """,
             {**key, "amount": held + amount, "granted": granted - given_up + amount},
         )
-    return Grant(amount, left - amount, used)
+    return Grant(amount, left - amount, used, granted - given_up + amount)
 
 
 def _granted(ask: Ask, left: int) -> int:

@@ -16,6 +16,9 @@ class Limits:
     nano_usd_per_month: int | None = None
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Caller:
     """Who a key belongs to. `allowed_models` None: any. `limited` and `has_budget` are worked out once, because every
@@ -27,7 +30,7 @@ class Caller:
     project: str | None = None
     admin: bool = False
     allowed_models: frozenset[str] | None = None
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     limited: bool = field(init=False)
     has_budget: bool = field(init=False)
 

@@ -32,12 +32,12 @@ class Now:
 
 
 def now(cursor: Cursor, dialect: str, wall: Callable[[], float], ticks: Callable[[], float]) -> Now:
-    """The moment by the one clock that all processes of a database share: this machine's, or the PostgreSQL server's."""
+    """The moment by the clock that all processes of a database share: this machine's, or the PostgreSQL server's."""
     if dialect == "sqlite":
         return Now(_boot(), ticks(), wall())
-    row = cursor.execute("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)").fetchone()
-    assert row is not None
-    return Now(_SERVER, row[0], row[0])
+    cursor.execute("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)")
+    (seconds,) = next(iter(cursor))
+    return Now(_SERVER, seconds, seconds)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """A caller's API key: `tao-<key id>-<secret>`. The id finds the caller, the secret proves it; only a hash is stored.
 
-The secret has 256 random bits, so a plain SHA-256 of the key is enough: there is nothing to guess with a dictionary, and
-a slow hash would cost each request what it is meant to cost an attacker.
+The secret has 256 random bits, so a plain SHA-256 of the key is enough: there is nothing to guess with a dictionary,
+and a slow hash would cost each request what it is meant to cost an attacker.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The tables of callers and of what they used; the statements are the same in SQLite and PostgreSQL.
 
-`allowances.used` of a minute is what was handed out to gateways; of a day or a month what was spent, in nano-USD, as the
-rows of the request log say. `leases` is what a gateway (a holder) may still spend of a day or a month without asking
-again: its `amount` goes down as its rows arrive, its `granted` does not. A holder's leases count for as long as it lives.
+`allowances.used` of a minute is what was handed out to gateways; of a day or a month what was spent, in nano-USD, as
+the rows of the request log say. `leases` is what a gateway (a holder) may still spend of a day or a month without
+asking again: its `amount` goes down as its rows arrive, its `granted` does not. A holder's leases count while it lives.
+
+This is a released step of the schema (sql/migrations.py): it is never edited, a change is a new step.
 """
 
 STATEMENTS = (

@@ -23,9 +23,9 @@ def settle(cursor: Cursor, rows: Sequence[RequestRow]) -> None:
             continue
         cost = money.nano_usd(row.cost_usd)
         for quantity in windows.BUDGETS:
-            key = (row.caller_id, quantity.name, windows.start_of(quantity.window, row.time))
-            spent[key] += cost
-            spent_by[(*key, row.gateway)] += cost
+            start = windows.start_of(quantity.window, row.time)
+            spent[row.caller_id, quantity.name, start] += cost
+            spent_by[row.caller_id, quantity.name, start, row.gateway] += cost
     if not spent:
         return
     # In one order, so that transactions that touch the same rows wait for each other in turn.

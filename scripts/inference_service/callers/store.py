@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference_service.callers import keys
-from inference_service.callers.caller import Caller, Limits
+from inference_service.callers.caller import NO_LIMITS, Caller, Limits
 from inference_service.errors import BadInput
 from inference_service.sql import Conflict, Cursor, Database
 
@@ -45,7 +45,7 @@ class NewCaller:
     project: str | None = None
     admin: bool = False
     allowed_models: frozenset[str] | None = None
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
 
 
 _COLUMNS = (
@@ -56,9 +56,8 @@ _COLUMNS = (
 
 def version(cursor: Cursor) -> int:
     """A number that is another one after every change of a caller or a key."""
-    row = cursor.execute("SELECT version FROM callers_version").fetchone()
-    assert row is not None
-    return int(row[0])
+    (number,) = next(iter(cursor.execute("SELECT version FROM callers_version")))
+    return int(number)
 
 
 def read(cursor: Cursor) -> list[StoredCaller]:
@@ -80,8 +79,9 @@ def add(database: Database, new: NewCaller) -> tuple[StoredCaller, keys.NewKey]:
     """
     key = keys.make()
     now = int(time.time())
+    caller_id = f"c_{secrets.token_hex(8)}"
     caller = {
-        "id": f"c_{secrets.token_hex(8)}",
+        "id": caller_id,
         "name": new.name,
         "team": new.team,
         "project": new.project,
@@ -98,7 +98,7 @@ def add(database: Database, new: NewCaller) -> tuple[StoredCaller, keys.NewKey]:
                 """,  # noqa: S608
                 caller,
             )
-            _insert_key(cursor, caller["id"], key, now)
+            _insert_key(cursor, caller_id, key, now)
             _changed(cursor)
             return _found(cursor, new.name), key
     except Conflict:
