@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inference_service.gateway.kept_bodies import KeptBodies
     from inference_service.gateway.protocol import Protocol
     from inference_service.gateway.routing import Route
-    from inference_service.gateway.tapping import Reader
+    from inference_service.gateway.tapping import StreamReader
     from inference_service.gateway.upstream.guard import Guard
     from inference_service.metering import Usage
     from inference_service.token_pricing import ModelPrice
@@ -106,7 +106,7 @@ class Exchange:
         # What was read of a body before it turned out to be too long to be held.
         self.early: list[bytes] = []
         # The stream that is being read along with, and the size of the body it answers: for what is aborted.
-        self.reader: Reader | None = None
+        self.reader: StreamReader | None = None
         self.body_bytes = 0
         # The place that was taken at the upstream, and whether what was done there counts as a success.
         self.entered: Guard | None = None
@@ -130,7 +130,7 @@ class Exchange:
         if route is not None and route.meter is not None and self.metered is None:
             self.metered = route.meter.begin()
 
-    def reading(self, reader: Reader, body_bytes: int) -> None:
+    def reading(self, reader: StreamReader, body_bytes: int) -> None:
         """A stream has begun; `reader` knows at any moment what was produced of it."""
         self.reader = reader
         self.body_bytes = body_bytes

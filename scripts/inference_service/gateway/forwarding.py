@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from inference_service import metering
-from inference_service.gateway import long_bodies, relaying, tags
+from inference_service.gateway import converting, long_bodies, relaying, tags
 from inference_service.gateway.exchange import Exchange, Receive, Send
 from inference_service.gateway.refusals import OPENAI, Refusal
 from inference_service.gateway.tapping import Shape
 from inference_service.gateway.routing import Route
 from inference_service.gateway.upstream import retrying
-from inference_service.gateway.upstream.errors import Reset, UpstreamError
-from inference_service.gateway.upstream.guard import CircuitOpen, Overloaded
+from inference_service.gateway.upstream.errors import PoolBusy, UpstreamError
+from inference_service.gateway.upstream.guard import Refused
 
 if TYPE_CHECKING:
     from inference_service.gateway.gateway import Gateway
@@ -111,7 +111,7 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
     # Written anew: a key that stands twice in the body would mean one thing to us and another to the upstream.
     outgoing = orjson.dumps(document if route.shape == exchange.shape else exchange.translated)
     if caller.limited:
-        await admit(gateway, exchange, metering.input_upper_bound(outgoing), most_output)
+        await admit(gateway, exchange, metering.input_upper_bound(len(outgoing), outgoing.count(b'"url"')), most_output)
     if gateway.log_bodies:
         exchange.keep_body(body)
     response = await _send_with_retries(gateway, exchange, route, outgoing)
@@ -184,11 +184,11 @@ def _prepare(
         if route.shape == OPENAI and not include_usage:
             document["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     if route.shape != exchange.shape:
-        exchange.translated = gateway.converting.request(document, exchange.shape)
-        return include_usage, gateway.converting.most_output(exchange.translated)
+        exchange.translated = converting.request(document, exchange.shape, route.model)
+        return include_usage, converting.most_output(exchange.translated)
     if route.rename is not None:
         document["model"] = route.rename
-    return include_usage, gateway.converting.most_output(document)
+    return include_usage, converting.most_output(document)
 
 
 async def _short_body(exchange: Exchange, content_length: bytes | None) -> bytes | None:
@@ -235,12 +235,8 @@ async def enter(exchange: Exchange, route: Route) -> None:
                 exchange.row.queue_seconds = (exchange.row.queue_seconds or 0.0) + queued
         elif exchange.row.queue_seconds is None:
             exchange.row.queue_seconds = 0.0
-    except Overloaded as error:
-        raise Refusal(503, "overloaded", f"{route.upstream.name}: {error}", retry_after=1) from None
-    except CircuitOpen as error:
-        raise Refusal(
-            503, "circuit_open", f"{route.upstream.name} failed repeatedly: {error}", retry_after=error.retry_after
-        ) from None
+    except Refused as error:
+        raise Refusal(503, error.error_type, error.message, retry_after=error.retry_after) from None
     exchange.entered = guard
 
 
@@ -265,19 +261,14 @@ async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route,
         if response is not None:
             row.connect_seconds = response.connect_seconds
             status = response.status
-            if not retrying.is_retryable(status):
+            if status not in retrying.RETRIED_STATUSES:
                 exchange.succeeded = status < 500
                 return response
             retry_after = response.header(b"retry-after")
         attempt += 1
-        wait = retrying.delay(
-            attempt,
-            status=status,
-            retry_after=retry_after,
-            reset=isinstance(failure, Reset) or failure is not None and failure.before_sending,
-            elapsed=perf_counter() - exchange.arrived,
-        )
-        exchange.succeeded = False
+        wait = retrying.delay(attempt, status, retry_after, error=failure)
+        # Being told to slow down is an answer; anything else that is retried is a failure.
+        exchange.succeeded = status is not None and status < 500
         if wait is None:
             if response is not None:
                 return response
@@ -295,6 +286,8 @@ async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route,
 
 def refusal_of(error: UpstreamError, route: Route) -> Refusal:
     """What the client is told of an upstream that failed before anything of its answer was passed on."""
+    if isinstance(error, PoolBusy):
+        return Refusal(503, error.error_type, f"{route.upstream.name}: {error}", retry_after=1)
     status = 504 if error.error_type == "upstream_timeout" else 502
     return Refusal(status, error.error_type, f"{route.upstream.name}: {error}")
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from inference_service.gateway.metrics import Metrics
     from inference_service.gateway.routing import Route, RouteTable
     from inference_service.gateway.settings import Settings
-    from inference_service.gateway.converting import Converting
     from inference_service.request_log.recorder import Recorder
     from inference_service.token_pricing import ModelPrice, PriceTable
 
@@ -54,14 +53,12 @@ class Gateway:
         accounts: Accounts,
         recorder: Recorder,
         metrics: Metrics,
-        converting: Converting,
         request_seconds: float,
     ) -> None:
         self.settings = settings
         self.accounts = accounts
         self.recorder = recorder
         self.metrics = metrics
-        self.converting = converting
         self.request_seconds = request_seconds
         self.routes: RouteTable
         self.prices: PriceTable

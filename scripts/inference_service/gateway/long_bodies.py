@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import IO, TYPE_CHECKING
 
 from inference_service import metering
-from inference_service.gateway import forwarding, relaying
+from inference_service.gateway import converting, forwarding, relaying
 from inference_service.gateway.body_scan import BodyScan
 from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.upstream.errors import UpstreamError
@@ -126,7 +126,7 @@ async def forward(exchange: Exchange) -> None:
         if caller.limited:
             values = body.scan.values
             await forwarding.admit(
-                gateway, exchange, metering.input_upper_bound(length), gateway.converting.most_output(values)
+                gateway, exchange, metering.input_upper_bound(length), converting.most_output(values)
             )
         await _send(exchange, body, length)
     finally:

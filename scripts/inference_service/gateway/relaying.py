@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from inference_service import metering
-from inference_service.gateway import tapping
+from inference_service.gateway import converting, tapping
 from inference_service.gateway.exchange import EVENT_STREAM, JSON
 from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.upstream.errors import UpstreamError
@@ -64,7 +64,7 @@ async def _relay_whole(exchange: Exchange, response: Response) -> None:
     if error_type:
         exchange.row.error_type = f"upstream_{error_type}"
     if translated:
-        body = exchange.gateway.converting.answer(body, exchange)
+        body = converting.answer(body, exchange)
     exchange.row.first_token_seconds = perf_counter() - exchange.arrived
     await exchange.answer(response.status, body)
 
@@ -110,7 +110,7 @@ async def _relay_stream(exchange: Exchange, response: Response, *, include_usage
     if route.shape == exchange.shape:
         reader = tapping.AnthropicTap() if route.shape == ANTHROPIC else tapping.OpenAITap(not include_usage)
     else:
-        reader = exchange.gateway.converting.stream(exchange, include_usage)
+        reader = converting.stream(exchange, include_usage)
     row.http_status = response.status
     exchange.reading(reader, body_bytes)
     await exchange.start(response.status, [EVENT_STREAM, (b"cache-control", b"no-cache")])
@@ -145,7 +145,7 @@ async def _relay_stream(exchange: Exchange, response: Response, *, include_usage
         pass
 
 
-async def _cut_off(exchange: Exchange, reader: tapping.Reader) -> None:
+async def _cut_off(exchange: Exchange, reader: tapping.StreamReader) -> None:
     """The stream ended before it told its end: say so in the stream, never pretend that this was all."""
     row = exchange.row
     rest = reader.end()
@@ -172,7 +172,7 @@ async def _relay_error(exchange: Exchange, response: Response) -> None:
     retry_after = response.header(b"retry-after")
     headers = [(b"retry-after", retry_after)] if retry_after and retry_after.isdigit() else []
     if route.shape != exchange.shape:
-        status, body = exchange.gateway.converting.error(response.status, body, exchange)
+        status, body = converting.error(response.status, body, exchange)
     else:
         status = response.status
     await exchange.answer(status, body, headers)

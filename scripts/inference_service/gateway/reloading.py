@@ -48,7 +48,7 @@ class Reloading:
                 facts.vendor_name,
                 settings.upstream_url or facts.vendor_url,
                 ANTHROPIC,
-                self._guard(),
+                self._guard(facts.vendor_name),
                 credential=(b"x-api-key", settings.upstream_key.encode("ascii", "replace")),
                 **facts.connections(),
             )
@@ -122,11 +122,12 @@ class Reloading:
             return None
         try:
             token = http_session.token(entry)
+            name = f"{entry.network_arch} {entry.job_id[:8]}"
             upstream = Upstream(
-                f"{entry.network_arch} {entry.job_id[:8]}",
+                name,
                 entry.host_url,
                 OPENAI,
-                self._guard(),
+                self._guard(name),
                 credential=(b"authorization", b"Bearer " + token.encode("ascii")) if token else None,
                 **self._facts.connections(),
             )
@@ -144,8 +145,9 @@ class Reloading:
             meter=service_meter(entry, self._gpu_prices),
         )
 
-    def _guard(self) -> Guard:
-        return Guard(**self._facts.guard())
+    def _guard(self, name: str) -> Guard:
+        facts = self._facts
+        return Guard(facts.max_concurrency, facts.queue_limit, facts.queue_seconds, name=name)
 
     def _complain(self, error: ToolError | None) -> None:
         complaint = "" if error is None else error.message
