@@ -30,8 +30,8 @@ COUNT = 10_000
 CLIENTS = 48
 DAILY_BUDGET = Decimal("0.02")
 PER_MINUTE = 100
-# USD for a million tokens: input, output, written to the cache for 5 minutes and for an hour, read from it. Written
-# here a second time on purpose: what is added up is checked against what the vendor's list says, not against our own file.
+# USD for a million tokens: input, output, written to the cache for 5 minutes and for an hour, read from it. Written a
+# second time on purpose: what is added up is held against what the vendor's list says, not against our own file.
 PRICES = {
     "claude-haiku-4-5": ("1", "5", "1.25", "2", "0.10"),
     "claude-sonnet-4-5": ("3", "15", "3.75", "6", "0.30"),
