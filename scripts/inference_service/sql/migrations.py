@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from inference_service.callers import schema as callers
+
 if TYPE_CHECKING:
     import sqlite3
 
@@ -138,7 +140,9 @@ _GATEWAY = Migration(
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_REQUESTS, _GATEWAY)
+_CALLERS = Migration(sqlite=callers.STATEMENTS, postgresql=callers.STATEMENTS)
+
+MIGRATIONS: tuple[Migration, ...] = (_REQUESTS, _GATEWAY, _CALLERS)
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

@@ -1,0 +1,108 @@
+"""What the translations of streams have in common: events come in cut anywhere, and go out whole.
+
+Both wire formats put each event's JSON on one `data:` line, so that lines are all there is to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from inference_service.gateway.tapping import Shape, StreamReader
+from inference_service.gateway.translation import errors
+
+_LONGEST_LINE = 16 * 1024 * 1024
+"""Bytes. What is longer is no event; it must not fill the memory."""
+
+
+class TranslatedStream(StreamReader):
+    """A stream of the one shape that goes out as one of the other, `shape`.
+
+    An error inside it becomes one of the other shape; so do a cut and what is no event. Nothing follows an error, and
+    only a stream that told its end gets one.
+    """
+
+    shape: Shape
+    keep_alive: bytes
+    """What goes out for a sign of life that is no part of the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: list[bytes] = []
+        self._begun_bytes = 0
+        self._out: list[bytes] = []
+
+    def feed(self, piece: bytes) -> bytes:
+        """Read the next bytes of the stream; the events of the other shape that they complete."""
+        if self.finished or self.error_type:
+            return b""
+        lines = piece.split(b"\n")
+        if len(lines) == 1:
+            self._begun.append(piece)
+            self._begun_bytes += len(piece)
+            if self._begun_bytes > _LONGEST_LINE:
+                self._fail("bad_answer", f"an event of the upstream's stream is longer than {_LONGEST_LINE} bytes")
+            return self._taken()
+        if self._begun:
+            lines[0] = b"".join([*self._begun, lines[0]])
+        rest = lines.pop()
+        self._begun, self._begun_bytes = [rest] if rest else [], len(rest)
+        for line in lines:
+            self._line(line)
+        return self._taken()
+
+    def end(self) -> bytes:
+        """The upstream's bytes have ended: the error event for a stream that was cut, nothing otherwise."""
+        if not self.finished and not self.error_type:
+            self._line(b"".join(self._begun))  # The last line may have no end.
+        self._begun = []
+        if not self.finished and not self.error_type:
+            self._out.append(errors.event(self.shape, "upstream_cut", errors.CUT))
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        out, self._out = self._out, []
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def _line(self, line: bytes) -> None:
+        if self.finished or self.error_type:
+            return
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                self._done()
+                return
+            try:
+                document = orjson.loads(data)
+                self._document(document)
+            except (orjson.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError):
+                self._fail("bad_answer", "an event of the upstream's stream cannot be read")
+        elif line.startswith(b":"):
+            self._out.append(self.keep_alive)
+        elif line.startswith(b"error:"):  # llama.cpp's server names its errors by the field.
+            kind, message, _ = errors.read(line[6:].strip())
+            self._fail(kind or "upstream_error", message)
+
+    def _fail(self, kind: str, message: str, status: int | None = None) -> None:
+        self.error_type = kind
+        self._begun = []
+        self._out.append(errors.event(self.shape, kind, message, status))
+
+    def _count(self, text: str) -> None:
+        self.first_token = True
+        self.deltas += 1
+        self.produced_bytes += len(text) if text.isascii() else len(text.encode())
+
+    def _document(self, document: Mapping[str, Any]) -> None:
+        """Read one event.
+
+        Raises:
+            KeyError, TypeError, AttributeError: it is none.
+        """
+        raise NotImplementedError
+
+    def _done(self) -> None:
+        """The event [DONE] has come."""
+        raise NotImplementedError
