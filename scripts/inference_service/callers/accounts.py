@@ -22,9 +22,12 @@ from typing import Any
 from inference_service.callers import allowances, clocks, directory, keys
 from inference_service.callers.admissions import Admissions
 from inference_service.callers.caller import Caller
-from inference_service.callers.refusals import LimitsUnavailable
+from inference_service.callers.pools import Admission
+from inference_service.callers.refusals import LimitExceeded, LimitsUnavailable
 from inference_service.errors import ToolError
 from inference_service.sql import Database
+
+__all__ = ["Accounts", "Admission", "LimitExceeded", "LimitsUnavailable"]
 
 _EVERY = 1.0
 # However many unknown keys are tried, the database is asked this often (seconds between two questions).
@@ -56,7 +59,7 @@ class Accounts:
         self._next_load: asyncio.Task[bool] | None = None
         self._loaded_at = float("-inf")
         self._load_trouble: str | None = None
-        self._ticker: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._forgot_at = ticks()
         # The hot path goes straight to where it is done.
         self.authenticate = self._directory.authenticate
@@ -74,20 +77,31 @@ class Accounts:
         return self._directory.copy.by_id
 
     async def start(self) -> None:
-        """Read the callers, and follow their changes from now on.
+        """Read the callers; from then on follow their changes, and keep this process's leases alive.
 
         Raises:
-            ToolError: the database cannot be used.
+            ToolError, asyncio.TimeoutError: the database cannot be used now; it may be tried again.
         """
         await self._load()
-        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
+            await self.refresh()
+            await self._admissions.look_after()
+            if self._ticks() - self._forgot_at > _FORGET_EVERY:
+                self._forgot_at = self._ticks()
+                with contextlib.suppress(ToolError, asyncio.TimeoutError):
+                    await _within(self._directory_thread, self._forget)
 
     async def close(self) -> None:
-        """Give back what was not used. Call it when no request is under way and all rows are recorded."""
-        if self._ticker is not None:
-            self._ticker.cancel()
+        """Give back what was not used; what is spent and not yet recorded stays set aside. Call it when no request is
+        under way any more."""
+        if self._following is not None:
+            self._following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._ticker
+                await self._following
         await self._admissions.give_everything_back()
         self._lease_thread.shutdown(wait=False)
         self._directory_thread.shutdown(wait=False)
@@ -134,16 +148,6 @@ class Accounts:
         if copy is not None:
             self._directory.replace(copy)
             self._admissions.change_limits(copy.by_id)
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY)
-            await self.refresh()
-            await self._admissions.look_after()
-            if self._ticks() - self._forgot_at > _FORGET_EVERY:
-                self._forgot_at = self._ticks()
-                with contextlib.suppress(ToolError, asyncio.TimeoutError):
-                    await _within(self._directory_thread, self._forget)
 
     def _forget(self) -> None:
         with self._database.snapshot() as cursor:

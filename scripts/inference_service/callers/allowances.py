@@ -99,8 +99,8 @@ def take(cursor: Cursor, holder: str, now: Now, asks: Sequence[Ask], returns: Se
         _add_used(cursor, key, -amount)
     grants = []
     for ask in asks:
-        (used,) = next(iter(cursor.execute(f"SELECT used FROM allowances WHERE {_KEY}", _values(_key_of(ask)))))  # noqa: S608
-        grants.append((_lease if BY_NAME[ask.quantity].is_money else _hand_out)(cursor, holder, now, ask, used))
+        grant = _lease if BY_NAME[ask.quantity].is_money else _hand_out
+        grants.append(grant(cursor, holder, now, ask, used(cursor, _key_of(ask))))
     return grants
 
 
@@ -137,6 +137,28 @@ def forget(database: Database, now: Now) -> None:
         )
 
 
+def held(cursor: Cursor, now: Now, key: Key, besides: str = "") -> int:
+    """What holders that live (`besides` one of them) may still spend of a budget."""
+    cursor.execute(
+        """
+        SELECT CAST(COALESCE(SUM(l.amount), 0) AS BIGINT)
+        FROM leases l JOIN lease_holders h ON h.holder = l.holder
+        WHERE l.caller_id = :caller_id AND l.quantity = :quantity AND l.window_start = :window_start
+            AND l.holder <> :besides AND l.amount > 0
+            AND ((h.clock = :clock AND h.expires_ticks > :ticks) OR (h.clock <> :clock AND h.expires_at > :wall))
+        """,
+        {**_values(key), "besides": besides, "clock": now.clock, "ticks": now.ticks, "wall": now.wall},
+    )
+    (amount,) = next(iter(cursor))
+    return int(amount)
+
+
+def used(cursor: Cursor, key: Key) -> int:
+    """What is used of an allowance."""
+    row = cursor.execute(f"SELECT used FROM allowances WHERE {_KEY}", _values(key)).fetchone()  # noqa: S608
+    return int(row[0]) if row else 0
+
+
 _KEY = "caller_id = :caller_id AND quantity = :quantity AND window_start = :window_start"
 
 
@@ -168,34 +190,24 @@ def _add_used(cursor: Cursor, key: Key, amount: int) -> None:
     )
 
 
-def _hand_out(cursor: Cursor, _holder: str, _now: Now, ask: Ask, used: int) -> Grant:
-    left = ask.limit - used
+def _hand_out(cursor: Cursor, _holder: str, _now: Now, ask: Ask, used_before: int) -> Grant:
+    left = ask.limit - used_before
     amount = _granted(ask, left)
     if amount:
         _add_used(cursor, _key_of(ask), amount)
-    return Grant(amount, left - amount, used + amount, ask.known + amount)
+    return Grant(amount, left - amount, used_before + amount, ask.known + amount)
 
 
-def _lease(cursor: Cursor, holder: str, now: Now, ask: Ask, used: int) -> Grant:
+def _lease(cursor: Cursor, holder: str, now: Now, ask: Ask, used_before: int) -> Grant:
     key = {**_values(_key_of(ask)), "holder": holder}
     row = cursor.execute(f"SELECT amount, granted FROM leases WHERE {_KEY} AND holder = :holder", key).fetchone()  # noqa: S608
-    held, granted = row or (0, 0)
+    mine, granted = row or (0, 0)
     # The holder knows of less: it gave something up, or a grant never reached it. Either way nobody will spend it.
     given_up = max(0, granted - ask.known)
-    held -= given_up
-    cursor.execute(
-        """
-        SELECT CAST(COALESCE(SUM(l.amount), 0) AS BIGINT)
-        FROM leases l JOIN lease_holders h ON h.holder = l.holder
-        WHERE l.caller_id = :caller_id AND l.quantity = :quantity AND l.window_start = :window_start
-            AND l.holder <> :holder AND l.amount > 0
-            AND ((h.clock = :clock AND h.expires_ticks > :ticks) OR (h.clock <> :clock AND h.expires_at > :wall))
-        """,
-        {**key, "clock": now.clock, "ticks": now.ticks, "wall": now.wall},
-    )
-    (of_others,) = next(iter(cursor))
-    # A holder that spent more than it held is in debt (held < 0): what it gets next pays that first.
-    left = ask.limit - used - of_others - held
+    mine -= given_up
+    of_others = held(cursor, now, _key_of(ask), besides=holder)
+    # A holder that spent more than it held is in debt (mine < 0): what it gets next pays that first.
+    left = ask.limit - used_before - of_others - mine
     amount = _granted(ask, left)
     if amount or given_up:
         cursor.execute(
@@ -205,9 +217,9 @@ def _lease(cursor: Cursor, holder: str, now: Now, ask: Ask, used: int) -> Grant:
             ON CONFLICT (caller_id, quantity, window_start, holder) DO UPDATE SET
                 amount = excluded.amount, granted = excluded.granted
             """,
-            {**key, "amount": held + amount, "granted": granted - given_up + amount},
+            {**key, "amount": mine + amount, "granted": granted - given_up + amount},
         )
-    return Grant(amount, left - amount, used, granted - given_up + amount)
+    return Grant(amount, left - amount, used_before, granted - given_up + amount)
 
 
 def _granted(ask: Ask, left: int) -> int:

@@ -67,5 +67,21 @@ STATEMENTS = (
         expires_at DOUBLE PRECISION NOT NULL
     )
     """,
-    "CREATE INDEX requests_caller_id_time ON requests (caller_id, time)",
+    # What each caller used each day, so that it can ask often: added up with the rows, and kept when they are deleted.
+    # `day` is when it began; `model` is empty for requests that reached none.
+    """
+    CREATE TABLE caller_usage (
+        caller_id TEXT NOT NULL,
+        day BIGINT NOT NULL,
+        model TEXT NOT NULL,
+        requests BIGINT NOT NULL,
+        errors BIGINT NOT NULL,
+        input_tokens BIGINT NOT NULL,
+        output_tokens BIGINT NOT NULL,
+        cached_tokens BIGINT NOT NULL,
+        nano_usd BIGINT NOT NULL,
+        unpriced BIGINT NOT NULL,
+        PRIMARY KEY (caller_id, day, model)
+    )
+    """,
 )

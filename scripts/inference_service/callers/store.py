@@ -52,6 +52,8 @@ _COLUMNS = (
     "id, name, team, project, admin, disabled, allowed_models,"
     " requests_per_minute, tokens_per_minute, nano_usd_per_day, nano_usd_per_month, created_at"
 )
+_KEY_COLUMNS = "key_id, caller_id, digest, created_at, expires_at"
+_OLDEST_FIRST = "created_at, expires_at IS NULL, key_id"
 
 
 def version(cursor: Cursor) -> int:
@@ -64,7 +66,7 @@ def read(cursor: Cursor) -> list[StoredCaller]:
     """All callers by name."""
     of_caller: dict[str, list[StoredKey]] = {}
     for row in cursor.execute(
-        "SELECT key_id, caller_id, digest, created_at, expires_at FROM caller_keys ORDER BY created_at, key_id"
+        f"SELECT {_KEY_COLUMNS} FROM caller_keys ORDER BY {_OLDEST_FIRST}"  # noqa: S608
     ):
         of_caller.setdefault(row[1], []).append(StoredKey(*row))
     rows = cursor.execute(f"SELECT {_COLUMNS} FROM callers ORDER BY name").fetchall()  # noqa: S608
@@ -135,12 +137,25 @@ def rotate(database: Database, name: str, grace_seconds: int) -> tuple[StoredCal
         return _found(cursor, name), key
 
 
-def disable(database: Database, name: str, disabled: bool = True) -> StoredCaller:
-    """Let a caller's keys be refused, or taken again.
+def disable(database: Database, name: str) -> StoredCaller:
+    """Let a caller's keys be refused.
 
     Raises:
         BadInput: there is no caller of that name.
     """
+    return _set_disabled(database, name, True)
+
+
+def enable(database: Database, name: str) -> StoredCaller:
+    """Let a disabled caller's keys be taken again.
+
+    Raises:
+        BadInput: there is no caller of that name.
+    """
+    return _set_disabled(database, name, False)
+
+
+def _set_disabled(database: Database, name: str, disabled: bool) -> StoredCaller:
     with database.transaction() as cursor:
         found = _locked(cursor, database, name)
         cursor.execute(
@@ -199,8 +214,7 @@ def _found(cursor: Cursor, name: str) -> StoredCaller:
     if row is None:
         raise BadInput("unknown_caller", f"there is no caller named {name!r}", "callers.py list shows them all")
     stored = cursor.execute(
-        "SELECT key_id, caller_id, digest, created_at, expires_at FROM caller_keys WHERE caller_id = :id"
-        " ORDER BY created_at, key_id",
+        f"SELECT {_KEY_COLUMNS} FROM caller_keys WHERE caller_id = :id ORDER BY {_OLDEST_FIRST}",  # noqa: S608
         {"id": row[0]},
     ).fetchall()
     return _stored(row, tuple(StoredKey(*key) for key in stored))

@@ -11,16 +11,22 @@ from inference_service.gateway.refusals import OPENAI, Refusal
 from inference_service.gateway.translation import (
     anthropic_answer,
     anthropic_request,
+    anthropic_stream,
     errors,
+    facts,
     openai_answer,
     openai_request,
-    streams,
+    openai_stream,
 )
 from inference_service.gateway.translation.fields import Untranslatable
 
 if TYPE_CHECKING:
     from inference_service.gateway.exchange import Exchange
-    from inference_service.gateway.tapping import Reader, Shape
+    from inference_service.gateway.tapping import Shape, StreamReader
+
+_MOST_ALTERNATIVES = 128
+# No model produces as much; a larger number would only overflow what counts it.
+_MOST_TOKENS = 10_000_000
 
 
 def request(document: dict[str, Any], asked: Shape, model: str) -> dict[str, Any]:
@@ -56,11 +62,11 @@ def answer(body: bytes, exchange: Exchange) -> bytes:
         ) from None
 
 
-def stream(exchange: Exchange, include_usage: bool) -> Reader:
+def stream(exchange: Exchange, include_usage: bool) -> StreamReader:
     """Who turns the upstream's stream into the one that was asked for."""
     if exchange.shape == OPENAI:
-        return streams.AnthropicToOpenAI(include_usage=include_usage)
-    return streams.OpenAIToAnthropic(answer_id=_message_id(exchange), model=exchange.asked_model)
+        return openai_stream.AnthropicToOpenAI(created=int(time()), include_usage=include_usage)
+    return anthropic_stream.OpenAIToAnthropic(answer_id=_message_id(exchange), model=exchange.asked_model)
 
 
 def error(status: int, body: bytes, exchange: Exchange) -> tuple[int, bytes]:
@@ -72,8 +78,22 @@ def most_output(document: dict[str, Any]) -> int:
     """The most tokens that the answer can have, all of its alternatives together.
 
     Raises:
-        Refusal: a limit that is no number.
+        Refusal: 400 for a limit that is no number.
     """
+    limit = document.get("max_completion_tokens")
+    name = "max_completion_tokens"
+    if limit is None:
+        limit, name = document.get("max_tokens"), "max_tokens"
+    if limit is None:
+        limit = facts.load().default_max_tokens
+    alternatives = document.get("n")
+    if alternatives is None:
+        alternatives = 1
+    if type(limit) is not int or limit < 0:
+        raise Refusal(400, "invalid_request", f"{name} is no number of tokens", param=name)
+    if type(alternatives) is not int or not 1 <= alternatives <= _MOST_ALTERNATIVES:
+        raise Refusal(400, "invalid_request", f"n is no number from 1 to {_MOST_ALTERNATIVES}", param="n")
+    return min(limit, _MOST_TOKENS) * alternatives
 
 
 def _message_id(exchange: Exchange) -> str:

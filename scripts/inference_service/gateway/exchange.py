@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from inference_service.callers.caller import Caller
     from inference_service.callers.pools import Admission
     from inference_service.gateway.gateway import Gateway
-    from inference_service.gateway.kept_bodies import KeptBodies
     from inference_service.gateway.protocol import Protocol
     from inference_service.gateway.routing import Route
-    from inference_service.gateway.tapping import Reader
+    from inference_service.gateway.tapping import StreamReader
+    from inference_service.gateway.tracing import Trace
     from inference_service.gateway.upstream.guard import Guard
     from inference_service.metering import Usage
-    from inference_service.token_pricing import ModelPrice
+    from inference_service.model_price import ModelPrice
 
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -53,7 +53,6 @@ class Exchange:
         "entered",
         "gateway",
         "headers",
-        "kept",
         "metered",
         "price",
         "protocol",
@@ -67,13 +66,21 @@ class Exchange:
         "shape",
         "started",
         "succeeded",
+        "trace",
         "translated",
         "usage",
         "waited",
     )
 
     def __init__(
-        self, gateway: Gateway, protocol: Protocol, arrived: float, path: str, shape: Shape, receive: Receive, send: Send
+        self,
+        gateway: Gateway,
+        protocol: Protocol,
+        arrived: float,
+        path: str,
+        shape: Shape,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self.gateway = gateway
         self.protocol = protocol
@@ -106,12 +113,12 @@ class Exchange:
         # What was read of a body before it turned out to be too long to be held.
         self.early: list[bytes] = []
         # The stream that is being read along with, and the size of the body it answers: for what is aborted.
-        self.reader: Reader | None = None
+        self.reader: StreamReader | None = None
         self.body_bytes = 0
         # The place that was taken at the upstream, and whether what was done there counts as a success.
         self.entered: Guard | None = None
-        self.succeeded = False
-        self.kept: KeptBodies | None = None
+        self.succeeded: bool | None = None
+        self.trace: Trace | None = None
 
     def routed(self, route: Route, price: ModelPrice | None) -> None:
         """Note where it goes."""
@@ -130,7 +137,7 @@ class Exchange:
         if route is not None and route.meter is not None and self.metered is None:
             self.metered = route.meter.begin()
 
-    def reading(self, reader: Reader, body_bytes: int) -> None:
+    def reading(self, reader: StreamReader, body_bytes: int) -> None:
         """A stream has begun; `reader` knows at any moment what was produced of it."""
         self.reader = reader
         self.body_bytes = body_bytes
@@ -145,13 +152,17 @@ class Exchange:
         """The client is gone, or the gateway is ending: nobody waits for an answer any more, but the row is due."""
         if self.recorded:
             return
-        self.row.error_type = "draining" if self.gateway.draining and not self.protocol.cycle.disconnected else "client_disconnected"
+        self.row.error_type = (
+            "draining" if self.gateway.draining and not self.protocol.cycle.disconnected else "client_disconnected"
+        )
         # Giving up says nothing about the upstream.
-        self.succeeded = True
+        self.succeeded = None
         self.record(perf_counter())
         self.gateway.observe(self)
 
-    async def answer(self, status: int, body: bytes, headers: Headers = (), content_type: tuple[bytes, bytes] = JSON) -> None:
+    async def answer(
+        self, status: int, body: bytes, headers: Headers = (), content_type: tuple[bytes, bytes] = JSON
+    ) -> None:
         """Answer with this whole body, once the row is durable."""
         row = self.row
         row.http_status = status
@@ -173,7 +184,7 @@ class Exchange:
         if self.gateway.draining:
             own.append((b"connection", b"close"))
         # Every start is followed by a body, at the latest by its end.
-        self.protocol.transport.hold_next()
+        self.protocol.joining.hold_next()
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
 
     async def piece(self, body: bytes) -> None:

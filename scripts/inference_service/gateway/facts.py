@@ -22,8 +22,6 @@ class GatewayFacts:
     max_concurrency: int
     queue_limit: int
     queue_seconds: float
-    breaker_failures: int
-    breaker_seconds: float
 
     def connections(self) -> dict[str, Any]:
         """How connections to an upstream are made and kept."""
@@ -32,16 +30,6 @@ class GatewayFacts:
             "idle_seconds": self.idle_connection_seconds,
             # A place at the upstream is what is rationed; a connection is there for every place.
             "max_connections": self.max_concurrency + 16,
-        }
-
-    def guard(self) -> dict[str, Any]:
-        """How many requests an upstream gets at once, and when it is left alone."""
-        return {
-            "max_concurrency": self.max_concurrency,
-            "queue_limit": self.queue_limit,
-            "queue_seconds": self.queue_seconds,
-            "failures": self.breaker_failures,
-            "open_seconds": self.breaker_seconds,
         }
 
 

@@ -1,28 +1,29 @@
-"""What becomes of a request to a model: who sends it, where it goes, whether it may, then the upstream and its answer."""
+"""What becomes of a request to a model: who sends it, where it goes, whether it may, then the upstream's answer."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Mapping
-from time import perf_counter, time
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from inference_service import metering
-from inference_service.gateway import long_bodies, relaying, tags
+from inference_service.gateway import converting, long_bodies, relaying, tags
 from inference_service.gateway.exchange import Exchange, Receive, Send
 from inference_service.gateway.refusals import OPENAI, Refusal
-from inference_service.gateway.tapping import Shape
 from inference_service.gateway.routing import Route
+from inference_service.gateway.tapping import Shape
 from inference_service.gateway.upstream import retrying
-from inference_service.gateway.upstream.errors import Reset, UpstreamError
-from inference_service.gateway.upstream.guard import CircuitOpen, Overloaded
+from inference_service.gateway.upstream.errors import PoolBusy, Reset, UpstreamError
+from inference_service.gateway.upstream.guard import Refused
 
 if TYPE_CHECKING:
+    from inference_service.callers.caller import Caller
     from inference_service.gateway.gateway import Gateway
-    from inference_service.gateway.upstream.pool import Response
+    from inference_service.gateway.upstream.response import Response
 
 log = logging.getLogger("gateway")
 
@@ -65,12 +66,15 @@ async def forward(gateway: Gateway, scope: Mapping[str, Any], receive: Receive, 
             await exchange.refuse(Refusal(500, "internal_error", "the gateway failed; its log says why"))
     finally:
         protocol.request_task = None
+        exchange.leave()
         del live[exchange.row.request_id]
 
 
 async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]) -> None:
     headers = exchange.headers = {name: value for name, value in scope["headers"] if name in _WANTED_HEADERS}
     row = exchange.row
+    if gateway.tracing is not None:
+        exchange.trace = gateway.tracing.begin(headers)
     caller = gateway.known_caller(headers)
     if caller is None:
         caller = await gateway.unknown_caller(headers)
@@ -87,7 +91,7 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         raise Refusal(415, "invalid_request", "the body is compressed; send it as it is", param="Content-Encoding")
     body = await _short_body(exchange, headers.get(b"content-length"))
     if body is None:
-        await long_bodies.forward(exchange)
+        await long_bodies.forward(exchange, caller)
         return
     row.request_bytes = len(body)
     try:
@@ -111,13 +115,13 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
     # Written anew: a key that stands twice in the body would mean one thing to us and another to the upstream.
     outgoing = orjson.dumps(document if route.shape == exchange.shape else exchange.translated)
     if caller.limited:
-        await admit(gateway, exchange, metering.input_upper_bound(outgoing), most_output)
-    if gateway.log_bodies:
-        exchange.keep_body(body)
+        await admit(
+            exchange, caller, route, metering.input_upper_bound(len(outgoing), outgoing.count(b'"url"')), most_output
+        )
     response = await _send_with_retries(gateway, exchange, route, outgoing)
     try:
         await relaying.relay(
-            exchange, response, streaming=streaming, include_usage=include_usage, body_bytes=len(outgoing)
+            exchange, route, response, streaming=streaming, include_usage=include_usage, body_bytes=len(outgoing)
         )
     except UpstreamError as error:
         raise refusal_of(error, route) from error
@@ -126,17 +130,18 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         exchange.leave()
 
 
-def permit(exchange: Exchange, caller: Any, route: Route) -> None:
+def permit(exchange: Exchange, caller: Caller, route: Route) -> None:
     """Hold the route against what the caller may use, and against a budget that could not be kept.
 
     Raises:
         Refusal: it may not.
     """
-    if caller.allowed_models is not None and not caller.may_use(route.model, route.network_arch, route.job_id):
+    allowed = caller.allowed_models
+    if allowed is not None and not caller.may_use(route.model, route.network_arch, route.job_id):
         raise Refusal(
             403,
             "model_not_allowed",
-            f"{caller.name} may not use {exchange.asked_model!r}; it may use: {', '.join(sorted(caller.allowed_models))}",
+            f"{caller.name} may not use {exchange.asked_model!r}; it may use: {', '.join(sorted(allowed))}",
             param="model",
         )
     if caller.has_budget and exchange.price is None and route.job_id is None:
@@ -149,14 +154,13 @@ def permit(exchange: Exchange, caller: Any, route: Route) -> None:
         )
 
 
-async def admit(gateway: Gateway, exchange: Exchange, input_tokens: int, output_tokens: int) -> None:
+async def admit(exchange: Exchange, caller: Caller, route: Route, input_tokens: int, output_tokens: int) -> None:
     """Reserve what the request can use at most.
 
     Raises:
         Refusal: a limit of the caller's would be passed (429), or cannot be looked up (503).
     """
-    caller, route = exchange.caller, exchange.route
-    assert caller is not None and route is not None
+    gateway = exchange.gateway
     if route.meter is not None:
         nano_usd = route.meter.upper_bound_nano_usd(gateway.request_seconds)
     elif exchange.price is not None:
@@ -184,11 +188,11 @@ def _prepare(
         if route.shape == OPENAI and not include_usage:
             document["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     if route.shape != exchange.shape:
-        exchange.translated = gateway.converting.request(document, exchange.shape)
-        return include_usage, gateway.converting.most_output(exchange.translated)
+        exchange.translated = converting.request(document, exchange.shape, route.model)
+        return include_usage, converting.most_output(exchange.translated)
     if route.rename is not None:
         document["model"] = route.rename
-    return include_usage, gateway.converting.most_output(document)
+    return include_usage, converting.most_output(document)
 
 
 async def _short_body(exchange: Exchange, content_length: bytes | None) -> bytes | None:
@@ -235,18 +239,14 @@ async def enter(exchange: Exchange, route: Route) -> None:
                 exchange.row.queue_seconds = (exchange.row.queue_seconds or 0.0) + queued
         elif exchange.row.queue_seconds is None:
             exchange.row.queue_seconds = 0.0
-    except Overloaded as error:
-        raise Refusal(503, "overloaded", f"{route.upstream.name}: {error}", retry_after=1) from None
-    except CircuitOpen as error:
-        raise Refusal(
-            503, "circuit_open", f"{route.upstream.name} failed repeatedly: {error}", retry_after=error.retry_after
-        ) from None
+    except Refused as error:
+        raise Refusal(503, error.error_type, error.message, retry_after=error.retry_after) from None
     exchange.entered = guard
 
 
 async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route, body: bytes) -> Response:
     upstream, row = route.upstream, exchange.row
-    headers = upstream.headers_with(gateway.passed_on(exchange))
+    headers = upstream.headers_with(gateway.passed_on(exchange, route))
     attempt = 0
     while True:
         await enter(exchange, route)
@@ -257,7 +257,9 @@ async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route,
         failure: UpstreamError | None = None
         response: Response | None = None
         try:
-            response = await upstream.pool.send(b"POST", upstream.target, headers, body, timeout=gateway.request_seconds)
+            response = await upstream.pool.send(
+                b"POST", upstream.target, headers, body, timeout=gateway.request_seconds
+            )
         except UpstreamError as error:
             failure = error
         finally:
@@ -265,28 +267,21 @@ async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route,
         if response is not None:
             row.connect_seconds = response.connect_seconds
             status = response.status
-            if not retrying.is_retryable(status):
+            if status not in retrying.RETRIED_STATUSES:
                 exchange.succeeded = status < 500
                 return response
             retry_after = response.header(b"retry-after")
         attempt += 1
-        wait = retrying.delay(
-            attempt,
-            status=status,
-            retry_after=retry_after,
-            reset=isinstance(failure, Reset) or failure is not None and failure.before_sending,
-            elapsed=perf_counter() - exchange.arrived,
-        )
-        exchange.succeeded = False
-        if wait is None:
-            if response is not None:
-                return response
-            assert failure is not None
-            exchange.leave()
-            raise refusal_of(failure, route) from failure
+        wait = retrying.delay(attempt, status, retry_after, error=failure)
+        # Being told to slow down is an answer; anything else that is retried is a failure.
+        exchange.succeeded = status is not None and status < 500
+        if wait is None and response is not None:
+            return response
         if response is not None:
             response.close()
         exchange.leave()
+        if wait is None:
+            raise refusal_of(failure or Reset("no answer"), route) from failure
         row.retries = attempt
         began = perf_counter()
         await asyncio.sleep(wait)
@@ -295,8 +290,7 @@ async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route,
 
 def refusal_of(error: UpstreamError, route: Route) -> Refusal:
     """What the client is told of an upstream that failed before anything of its answer was passed on."""
+    if isinstance(error, PoolBusy):
+        return Refusal(503, error.error_type, f"{route.upstream.name}: {error}", retry_after=1)
     status = 504 if error.error_type == "upstream_timeout" else 502
     return Refusal(status, error.error_type, f"{route.upstream.name}: {error}")
-
-
-__all__ = ["admit", "enter", "forward", "permit", "refusal_of", "time"]

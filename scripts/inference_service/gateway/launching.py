@@ -1,12 +1,14 @@
-"""From a command line to a gateway that serves: what serve_gateway.py and the service's inner command have in common."""
+"""From settings to a gateway that serves: what serve_gateway.py and the service's inner command have in common."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from inference_service.gateway import server, workers
 from inference_service.gateway.settings import Settings
@@ -38,7 +40,9 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> int:
         server.run(settings, own, ready, ends_with=alive)
 
     # This socket only keeps the port: connections go to those who listen.
-    return workers.supervise(settings.workers, work, tell)
+    with tempfile.TemporaryDirectory(prefix="tao-gateway-") as folder:
+        settings = replace(settings, run_directory=Path(folder))
+        return workers.supervise(settings.workers, work, tell)
 
 
 def _log_to_standard_error() -> None:
@@ -53,4 +57,3 @@ def _log_to_standard_error() -> None:
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger(name).propagate = False
-

@@ -48,7 +48,7 @@ class Reloading:
                 facts.vendor_name,
                 settings.upstream_url or facts.vendor_url,
                 ANTHROPIC,
-                self._guard(),
+                self._guard(facts.vendor_name),
                 credential=(b"x-api-key", settings.upstream_key.encode("ascii", "replace")),
                 **facts.connections(),
             )
@@ -87,9 +87,16 @@ class Reloading:
                     self._services[job_id] = entry, route
         self._renew_routes()
 
+    def close(self) -> None:
+        """Let go of the connections to all upstreams."""
+        for _, route in self._services.values():
+            route.upstream.pool.close()
+        if self.vendor is not None:
+            self.vendor.upstream.pool.close()
+
     def _renew_routes(self) -> None:
         vendor = self.vendor
-        models = {model: self._vendor_route(model) for model in vendor.models} if vendor else {}
+        models = {model: self._vendor_route(vendor, model) for model in vendor.models} if vendor else {}
         self._gateway.routes = RouteTable(
             [route for _, route in self._services.values()],
             models,
@@ -102,17 +109,16 @@ class Reloading:
         """A dated id or an alias, which stands in no list, is known by having a price."""
         if self.vendor is None or self._gateway.prices.for_model(model, time()) is None:
             return None
-        return self._vendor_route(model)
+        return self._vendor_route(self.vendor, model)
 
-    def _vendor_route(self, model: str) -> Route:
-        assert self.vendor is not None
+    def _vendor_route(self, vendor: Vendor, model: str) -> Route:
         return Route(
             model=model,
             network_arch=self._facts.own_arch,
             platform=None,
             job_id=None,
             shape=ANTHROPIC,
-            upstream=self.vendor.upstream,
+            upstream=vendor.upstream,
         )
 
     def _route(self, entry: ServiceEntry) -> Route | None:
@@ -122,11 +128,12 @@ class Reloading:
             return None
         try:
             token = http_session.token(entry)
+            name = f"{entry.network_arch} {entry.job_id[:8]}"
             upstream = Upstream(
-                f"{entry.network_arch} {entry.job_id[:8]}",
+                name,
                 entry.host_url,
                 OPENAI,
-                self._guard(),
+                self._guard(name),
                 credential=(b"authorization", b"Bearer " + token.encode("ascii")) if token else None,
                 **self._facts.connections(),
             )
@@ -144,8 +151,9 @@ class Reloading:
             meter=service_meter(entry, self._gpu_prices),
         )
 
-    def _guard(self) -> Guard:
-        return Guard(**self._facts.guard())
+    def _guard(self, name: str) -> Guard:
+        facts = self._facts
+        return Guard(facts.max_concurrency, facts.queue_limit, facts.queue_seconds, name=name)
 
     def _complain(self, error: ToolError | None) -> None:
         complaint = "" if error is None else error.message

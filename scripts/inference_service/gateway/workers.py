@@ -1,6 +1,6 @@
 """Several gateway processes on one port: the kernel deals the connections out, this process keeps the workers alive.
 
-A worker that dies is replaced. When this process is told to end, so are they; when it is killed, they notice and end too.
+A worker that dies is replaced. When this process is told to end, so are they; when it is killed, they notice and end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger("gateway")
 _SHORTEST_LIFE_SECONDS = 1.0
 
 Serve = Callable[[int, Callable[[], None]], None]
-"""Serves until told to end: gets a descriptor that reads as ended when the parent is gone, and what to call when ready."""
+"""Serves until told to end. Gets a descriptor that reads as ended once the parent is gone, and whom to call when ready."""
 
 
 def supervise(count: int, serve: Serve, announce: Callable[[], None]) -> int:
@@ -87,7 +87,11 @@ def _work(serve: Serve, alive: int, ready: int) -> None:
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        serve(alive, lambda: os.write(ready, b".") and None)
+
+        def tell() -> None:
+            os.write(ready, b".")
+
+        serve(alive, tell)
         status = 0
     except BaseException as error:
         print(f"gateway worker: {error}", file=sys.stderr, flush=True)

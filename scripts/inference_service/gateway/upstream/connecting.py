@@ -86,7 +86,7 @@ async def _in_time(task: asyncio.Task[T], timeout: float, otherwise: str) -> T:
         raise
     if not done:
         _abandon(task)
-        raise TimeoutError(f"{otherwise} within {timeout:.3g} s")
+        raise TimeoutError(f"{otherwise} within {timeout:.2g} s")
     return task.result()
 
 
