@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The whole life cycle on this machine, by the same scripts that anyone uses: start a small model, ask it, serve it
-through the gateway to a caller who has a key and the OpenAI SDK, see who used what, stop it all. It has a registry and a
-request log of its own and leaves nothing running, whatever happens.
+through the gateway to a caller who has a key and the OpenAI SDK, see who used what, stop it all. It has a registry and
+a request log of its own and leaves nothing running, whatever happens.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _smallest() -> tuple[str, str]:
 
 def _what_is_served(network_arch: str) -> str:
     if os.environ.get("ANTHROPIC_API_KEY"):
-        return f"it serves {network_arch}, and the models of ANTHROPIC_API_KEY: name one as model, and ask it the same way"
+        return f"it serves {network_arch}, and the models of ANTHROPIC_API_KEY, which are asked the same way"
     return f"it serves {network_arch}; with ANTHROPIC_API_KEY set, the same commands serve Anthropic's models as well"
 
 
