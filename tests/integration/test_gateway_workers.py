@@ -79,8 +79,6 @@ def test_a_limit_holds_for_all_workers_together(gateway: Gateway) -> None:
 def test_a_worker_that_is_killed_is_replaced(gateway: Gateway) -> None:
     before = {worker.pid for worker in workers(gateway)}
     victim = min(before)
-    # Not within its first second: a worker that cannot live at all ends everything.
-    eventually(lambda: psutil.Process(victim).create_time() < psutil.time.time() - 1.5, 10)
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: len({worker.pid for worker in workers(gateway)} - before) == 1, 15)
 
