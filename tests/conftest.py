@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from database_fixtures import database, database_url, postgresql  # noqa: F401 - fixtures for every test
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says how busy the machine is. CI tries the same examples each time, so that what it finds

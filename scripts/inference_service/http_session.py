@@ -1,7 +1,8 @@
 """The HTTP session in which a service is spoken to. `requests` is imported here, when the first one is made.
 
-A service that wants a token is registered with where the token is, never with the token: an entry's extras name an
-environment variable (`auth_env`) or a file that only its owner can read (`auth_file`).
+A service behind a door that wants a token is registered with where the token is, never with the token: an entry's
+extras name an environment variable (`auth_env`) or a file that only its owner can read (`auth_file`). An arch that
+wants a key of its callers itself (service.yaml's `caller_key_env`) gets it in another header, so that both can be.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from inference_service import references
 from inference_service.contracts import ServiceEntry
 from inference_service.errors import ToolError
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 AUTH_ENV = "auth_env"
 AUTH_FILE = "auth_file"
+CALLER_KEY_HEADER = "x-api-key"
 REFUSED = (401, 403)
 """The statuses of who is not let in."""
 # What RFC 6750 allows in a header, roughly: a line end in it would be another header.
@@ -29,7 +32,7 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 def session_for(entry: ServiceEntry) -> requests.Session:
-    """A session for this service; its requests carry the service's token where it has one, read anew for each.
+    """A session for this service; its requests carry the token and the caller's key that it wants, read anew for each.
 
     A service on this machine is reached directly: a proxy of the environment (HTTP_PROXY) would look for it on its own
     machine, and ~/.netrc has nothing to say to it. Elsewhere the user's proxy settings hold.
@@ -42,7 +45,7 @@ def session_for(entry: ServiceEntry) -> requests.Session:
     session = requests.Session()
     session.trust_env = not is_loopback(entry.host_url)
     # Without an address there is nowhere to send a token to yet.
-    if entry.host_url and token(entry) is not None:
+    if entry.host_url and _credentials(entry):
         # As `auth`, not as a header: requests then keeps ~/.netrc out of it, and gives it to no other host.
         session.auth = lambda request: _authorized(request, entry)
     return session
@@ -57,16 +60,22 @@ def token(entry: ServiceEntry, environ: Mapping[str, str] = os.environ) -> str |
     name, file = entry.extras.get(AUTH_ENV), entry.extras.get(AUTH_FILE)
     if not name and not file:
         return None
-    if not is_loopback(entry.host_url) and urlsplit(entry.host_url).scheme != "https":
-        raise ToolError(
-            "token_unprotected",
-            f"the token of {entry.job_id} is not sent to {entry.host_url}: without https everybody on the way reads it",
-            "register the service with its https address",
-        )
+    _require_protection(entry)
     value = _of_environment(entry, str(name), environ) if name else _of_file(entry, str(file))
-    if not _TOKEN.fullmatch(value):
-        raise ToolError("token_malformed", f"what {describe(entry)} holds is no token", f"correct {name or file}")
-    return value
+    return _checked(value, _token_source(entry), str(name or file))
+
+
+def caller_key(entry: ServiceEntry, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The key that the service itself wants of its callers, None where it wants none. For the request alone.
+
+    Raises:
+        ToolError: see `session_for`.
+    """
+    name = _caller_key_env(entry)
+    if name is None:
+        return None
+    _require_protection(entry)
+    return _checked(_of_environment(entry, name, environ), f"the environment variable {name}", name)
 
 
 def refused(entry: ServiceEntry, http_status: int) -> ToolError:
@@ -86,11 +95,9 @@ def refused(entry: ServiceEntry, http_status: int) -> ToolError:
 
 
 def describe(entry: ServiceEntry) -> str:
-    """Where the service's token comes from, in words; empty where it wants none."""
-    if name := entry.extras.get(AUTH_ENV):
-        return f"the environment variable {name}"
-    file = entry.extras.get(AUTH_FILE)
-    return f"the file {file}" if file else ""
+    """Where the service's token and caller's key come from, in words; empty where it wants none."""
+    name = _caller_key_env(entry)
+    return " or ".join(filter(None, (_token_source(entry), f"the environment variable {name}" if name else "")))
 
 
 def is_loopback(url: str) -> bool:
@@ -108,8 +115,44 @@ def is_loopback(url: str) -> bool:
 
 
 def _authorized(request: requests.PreparedRequest, entry: ServiceEntry) -> requests.PreparedRequest:
-    request.headers["Authorization"] = f"Bearer {token(entry)}"
+    request.headers.update(_credentials(entry))
     return request
+
+
+def _credentials(entry: ServiceEntry) -> dict[str, str]:
+    found, key = token(entry), caller_key(entry)
+    return {
+        **({"Authorization": f"Bearer {found}"} if found is not None else {}),
+        **({CALLER_KEY_HEADER: key} if key is not None else {}),
+    }
+
+
+def _token_source(entry: ServiceEntry) -> str:
+    if name := entry.extras.get(AUTH_ENV):
+        return f"the environment variable {name}"
+    file = entry.extras.get(AUTH_FILE)
+    return f"the file {file}" if file else ""
+
+
+def _caller_key_env(entry: ServiceEntry) -> str | None:
+    # A registry may have archs of another release in it.
+    arch = references.load().archs.get(entry.network_arch)
+    return arch.launch.caller_key_env if arch else None
+
+
+def _require_protection(entry: ServiceEntry) -> None:
+    if not is_loopback(entry.host_url) and urlsplit(entry.host_url).scheme != "https":
+        raise ToolError(
+            "token_unprotected",
+            f"the token of {entry.job_id} is not sent to {entry.host_url}: without https everybody on the way reads it",
+            "register the service with its https address",
+        )
+
+
+def _checked(value: str, source: str, name: str) -> str:
+    if not _TOKEN.fullmatch(value):
+        raise ToolError("token_malformed", f"what {source} holds is no token", f"correct {name}")
+    return value
 
 
 def _of_environment(entry: ServiceEntry, name: str, environ: Mapping[str, str]) -> str:

@@ -9,22 +9,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from inference_service import paths, reference_validation, registry_entries
+from inference_service import pricing_file, registry_entries
 from inference_service.contracts import ServiceEntry
-from inference_service.errors import ToolError
 
 SELECTORS = ("gpu", "instance_type", "resource_shape")
 """What a price may be for, beside the platform: fields that drivers note in an entry's extras."""
 
+PRICED_BY = "gpu:"
+"""How the `priced_by` of a request begins that was charged for GPU time."""
+
 _HOUR = 3_600_000_000  # microseconds
 _CENTS_OF_A_CENT = 10_000
+_DECIMALS = 9  # of a price, so that all that is shared among requests is whole (gpu_sharing.py)
 
 
 @dataclass(frozen=True)
@@ -47,40 +50,53 @@ class Cost:
     unpriced_because: str | None = None
 
 
+class UnpricedError(Exception):
+    """What something cost is not known, and why."""
+
+
 def gpu_prices(environ: Mapping[str, str] = os.environ) -> tuple[GpuPrice, ...]:
-    """The prices of the file that TAO_INF_PRICING names, else of references/pricing.yaml, in the file's order.
+    """The prices of the file that TAO_INF_PRICING names, else (or where it has none) of references/pricing.yaml, in the
+    file's order.
 
     Raises:
         ToolError: it cannot be read or breaks a rule; the message names file, key and rule.
     """
-    file = Path(environ.get("TAO_INF_PRICING") or paths.REFERENCES / "pricing.yaml")
-    document = reference_validation.validated(
-        file, _dates_as_text(reference_validation.read_yaml(file)), schema="pricing"
-    )
-    prices = tuple(_price(row, file, number) for number, row in enumerate(document["gpu_hour_prices"]))
-    seen = set()
-    for number, price in enumerate(prices):
-        rule = (price.platform, price.selector, price.effective_from)
-        if rule in seen:
-            raise _broken(file, number, "an earlier row has another price for the same GPUs from the same moment on")
-        seen.add(rule)
-    return prices
+    for file in pricing_file.files(environ):
+        rows = pricing_file.read(file).get("gpu_hour_prices")
+        if rows is not None:
+            return _prices(rows, file)
+    return ()
 
 
 def cost_so_far(entry: ServiceEntry, prices: Sequence[GpuPrice], until: datetime) -> Cost:
     """What the service's GPUs have cost from its start until then, each hour at the price that was in force."""
+    try:
+        return Cost(rounded(cost_between(entry, prices, None, until)))
+    except UnpricedError as reason:
+        return Cost(None, str(reason))
+
+
+def cost_between(entry: ServiceEntry, prices: Sequence[GpuPrice], since: datetime | None, until: datetime) -> Fraction:
+    """What the service's GPUs cost from then (its start, where it was not there earlier) until then, in USD, exactly.
+
+    Raises:
+        UnpricedError: that is not known; the text says why.
+    """
     if entry.num_gpus <= 0:
-        return Cost(None, "it has no GPU, and prices are for GPUs")
+        raise UnpricedError("it has no GPU, and prices are for GPUs")
     began = registry_entries.utc(entry.started_at)
     if began is None:
-        return Cost(None, "when it was started is not known")
+        raise UnpricedError("when it was started is not known")
     rows = in_force(entry, prices)
     if not rows:
-        return Cost(None, f"there is no price for it on {entry.platform}: TAO_INF_PRICING names a file with yours")
-    start = datetime.fromisoformat(began)
-    if start < until and start < rows[0].effective_from:
-        return Cost(None, f"its price is known from {rows[0].effective_from.isoformat()} on, and it was started before")
-    return Cost(rounded(usd(entry.num_gpus, rows, start, until)))
+        raise UnpricedError(f"there is no price for it on {entry.platform}: TAO_INF_PRICING names a file with yours")
+    started = datetime.fromisoformat(began)
+    start = started if since is None else max(started, since)
+    known_from = rows[0].effective_from
+    if start < until and start < known_from:
+        earlier = "it was started before" if start == started else "more was asked for"
+        raise UnpricedError(f"its price is known from {known_from.isoformat()} on, and {earlier}")
+    return usd(entry.num_gpus, rows, start, until)
 
 
 def in_force(entry: ServiceEntry, prices: Sequence[GpuPrice]) -> list[GpuPrice]:
@@ -113,40 +129,26 @@ def _matches(selector: tuple[str, str], entry: ServiceEntry) -> bool:
     return fnmatchcase(str(entry.extras.get(field) or "").lower(), pattern.lower())
 
 
-def _price(row: Mapping[str, Any], file: Path, number: int) -> GpuPrice:
-    # A number of YAML went through a binary fraction; its shortest spelling is what was written.
-    usd_per_gpu_hour = Decimal(str(row["usd_per_gpu_hour"]))
-    if not usd_per_gpu_hour.is_finite():
-        raise _broken(file, number, f"usd_per_gpu_hour: {usd_per_gpu_hour} is no price")
-    selector = next(((field, row[field]) for field in SELECTORS if field in row), None)
-    return GpuPrice(
-        platform=row["platform"],
-        selector=selector,
-        usd_per_gpu_hour=usd_per_gpu_hour,
-        effective_from=_moment(row["effective_from"], file, number),
-        source=row["source"],
-    )
-
-
-def _moment(text: str, file: Path, number: int) -> datetime:
-    moment = registry_entries.utc(text if len(text) > len("2026-01-01") else f"{text}T00:00:00Z")
-    if moment is None:
-        raise _broken(file, number, f"effective_from: {text} is not in the calendar")
-    return datetime.fromisoformat(moment)
-
-
-def _broken(file: Path, number: int, message: str) -> ToolError:
-    key = f"gpu_hour_prices.{number}"
-    return ToolError("pricing_broken", f"{file}: {key}: {message}", "correct that row", file=str(file), key=key)
-
-
-def _dates_as_text(document: Any) -> Any:
-    """The document with what YAML read as dates written out: an unquoted 2026-01-01 is what everybody writes."""
-    if isinstance(document, dict):
-        return {key: _dates_as_text(value) for key, value in document.items()}
-    if isinstance(document, list):
-        return [_dates_as_text(value) for value in document]
-    if isinstance(document, datetime):
-        # YAML has moved a moment with an offset to UTC and dropped the offset, or there was none: then it is UTC.
-        return (document if document.tzinfo else document.replace(tzinfo=timezone.utc)).isoformat()
-    return document.isoformat() if isinstance(document, date) else document
+def _prices(rows: Sequence[Mapping[str, Any]], file: Path) -> tuple[GpuPrice, ...]:
+    prices: list[GpuPrice] = []
+    seen = set()
+    for number, row in enumerate(rows):
+        key = f"gpu_hour_prices.{number}"
+        usd_per_gpu_hour = pricing_file.number(row["usd_per_gpu_hour"], file, f"{key}.usd_per_gpu_hour")
+        if usd_per_gpu_hour.scaleb(_DECIMALS) % 1:
+            message = f"{usd_per_gpu_hour} has more than {_DECIMALS} decimals"
+            raise pricing_file.broken(file, f"{key}.usd_per_gpu_hour", message)
+        price = GpuPrice(
+            platform=row["platform"],
+            selector=next(((field, row[field]) for field in SELECTORS if field in row), None),
+            usd_per_gpu_hour=usd_per_gpu_hour,
+            effective_from=pricing_file.moment(row["effective_from"], file, key),
+            source=row["source"],
+        )
+        rule = (price.platform, price.selector, price.effective_from)
+        if rule in seen:
+            message = "an earlier row has another price for the same GPUs from the same moment on"
+            raise pricing_file.broken(file, key, message)
+        seen.add(rule)
+        prices.append(price)
+    return tuple(prices)

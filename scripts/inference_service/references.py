@@ -72,7 +72,8 @@ class Launch:
     `style` is `job_json` (--job J --docker_env_vars E) or `flags`. `model_path` maps a protocol (`hf_model://`,
     `claude://`, `absolute`) to what becomes of it: as_is, repo_id or registered_key. `local_process` is None where
     the command's port cannot be chosen, so that it runs in a container only. `secret_env` is passed when it is set in
-    the environment, `required_secret_env` (a part of it) must be.
+    the environment, `required_secret_env` (a part of it) must be. `caller_key_env` is the one of them that the service
+    wants of its callers, None where it takes anybody.
     """
 
     style: str
@@ -88,6 +89,7 @@ class Launch:
     refused_specs: Mapping[str, str]
     secret_env: tuple[str, ...]
     required_secret_env: tuple[str, ...]
+    caller_key_env: str | None
     suggested_model_path: str | None
     local_process: LocalProcess | None
 
@@ -346,6 +348,7 @@ def _launch(command: Mapping[str, Any]) -> Launch:
         refused_specs=command.get("refused_specs", {}),
         secret_env=tuple(command["secret_env"]),
         required_secret_env=tuple(command.get("required_secret_env", ())),
+        caller_key_env=command.get("caller_key_env"),
         suggested_model_path=command.get("suggested_model_path"),
         local_process=LocalProcess(**{**local, "needs": tuple(local["needs"])}) if local else None,
     )

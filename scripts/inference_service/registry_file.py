@@ -3,7 +3,8 @@
 Whoever changes it holds a lock on a file beside it, writes a new file, and renames it over the old one. So a reader,
 who needs no lock, and whoever comes after a kill, a power cut or a full disk find the old file or the new one, whole.
 The file lies in a folder that everybody may write to (/tmp, seed 4.3), so one that somebody else made or may change is
-refused.
+refused. What is mounted read-only (a ConfigMap, a volume of a container) is from whoever set up the machine: it is read,
+and never written.
 """
 
 from __future__ import annotations
@@ -113,12 +114,16 @@ class RegistryFile:
     def _bytes(self) -> bytes | None:
         with self._explained():
             try:
-                # Without O_NONBLOCK, opening a FIFO that somebody put here would wait for ever.
-                handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                provided = _mounted_read_only(self.path.parent)
+                # Without O_NONBLOCK, opening a FIFO that somebody put here would wait for ever. A ConfigMap's files are
+                # symbolic links beside what they lead to.
+                no_follow = 0 if provided else os.O_NOFOLLOW
+                handle = os.open(self.path, os.O_RDONLY | no_follow | os.O_NONBLOCK | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
             try:
-                _require_ours(os.fstat(handle), self.path)
+                if not provided:
+                    _require_ours(os.fstat(handle), self.path)
                 with os.fdopen(handle, "rb", closefd=False) as file:
                     return file.read()
             finally:
@@ -190,6 +195,10 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _mounted_read_only(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _require_ours(status: os.stat_result, file: Path) -> None:

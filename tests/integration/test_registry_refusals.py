@@ -83,6 +83,30 @@ def test_a_symlink_is_refused_and_its_target_untouched(registry: Registry, tmp_p
     assert registry.path.is_symlink()
 
 
+@needs_root
+def test_what_is_mounted_read_only_is_read_as_kubernetes_lays_it_out_and_never_written(tmp_path: Path) -> None:
+    mounted = tmp_path / "mounted"
+    data = mounted / "..2026_11_24"
+    data.mkdir(parents=True)
+    content = {"a": {"network_arch": "smollm2", "platform": "kubernetes", "host_url": "http://10.96.0.9:8080"}}
+    (data / "services.json").write_text(json.dumps(content))
+    os.chown(data / "services.json", pwd.getpwnam("nobody").pw_uid, -1)
+    (data / "services.json").chmod(0o666)
+    (mounted / "..data").symlink_to(data.name)
+    (mounted / "services.json").symlink_to("..data/services.json")
+    registry = Registry(mounted / "services.json")
+    assert refusal(registry).type == "registry_is_symlink"
+    subprocess.run(["mount", "--bind", mounted, mounted], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", mounted], check=True)
+        assert registry.read().services["a"].host_url == "http://10.96.0.9:8080"
+        with pytest.raises(ToolError) as raised:
+            registry.remove("a")
+        assert raised.value.type == "registry_not_writable"
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
 def test_a_symlink_in_the_locks_place_is_refused_and_nothing_is_made_there(registry: Registry, tmp_path: Path) -> None:
     lock = registry.path.with_name("registry.json.lock")
     lock.unlink()

@@ -109,3 +109,44 @@ def test_who_is_not_let_in_is_told_which_token_was_refused(tmp_path: Path) -> No
     assert error.type == "unauthorized"
     assert "the environment variable MY_ENDPOINT_TOKEN" in error.message
     assert "--auth-env NAME" in http_session.refused(entry(), 401).fix
+
+
+def gateway(host_url: str, **extras: str) -> ServiceEntry:
+    return ServiceEntry(JOB, "claude", "local-docker", host_url, extras=extras)
+
+
+def headers(service: ServiceEntry) -> dict[str, str]:
+    with http_session.session_for(service) as session:
+        return dict(session.prepare_request(requests.Request("GET", service.host_url)).headers)
+
+
+def test_an_arch_that_wants_a_key_of_its_callers_gets_it_beside_the_token_of_the_door_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TAO_GATEWAY_CALLER_KEY", "the-callers-key")
+    monkeypatch.setenv("MY_ENDPOINT_TOKEN", "the-doors-token")
+    both = headers(gateway(HTTPS, auth_env="MY_ENDPOINT_TOKEN"))
+    assert (both["x-api-key"], both["Authorization"]) == ("the-callers-key", "Bearer the-doors-token")
+    alone = headers(gateway("http://127.0.0.1:8080"))
+    assert alone["x-api-key"] == "the-callers-key"
+    assert "Authorization" not in alone
+    assert "x-api-key" not in headers(entry())
+
+
+def test_a_callers_key_is_sent_nowhere_in_the_clear_and_is_named_when_it_is_missing_or_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TAO_GATEWAY_CALLER_KEY", "the-callers-key")
+    with pytest.raises(ToolError) as unprotected:
+        http_session.session_for(gateway("http://10.0.0.9:8080"))
+    assert unprotected.value.type == "token_unprotected"
+    refused = http_session.refused(gateway("http://127.0.0.1:8080"), 401)
+    assert "the environment variable TAO_GATEWAY_CALLER_KEY" in refused.message
+    monkeypatch.delenv("TAO_GATEWAY_CALLER_KEY")
+    with pytest.raises(ToolError) as missing:
+        http_session.session_for(gateway("http://127.0.0.1:8080"))
+    assert missing.value.fix == "export TAO_GATEWAY_CALLER_KEY=…"
+    monkeypatch.setenv("TAO_GATEWAY_CALLER_KEY", "two\r\nX-Evil: lines")
+    with pytest.raises(ToolError) as malformed:
+        http_session.session_for(gateway("http://127.0.0.1:8080"))
+    assert malformed.value.type == "token_malformed"

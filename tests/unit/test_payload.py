@@ -60,7 +60,10 @@ def test_the_archs_secret_is_named_when_it_is_set_and_those_asked_for_always() -
         "HF_TOKEN",
         "WANDB_API_KEY",
     )
-    assert build("claude", "claude://claude-haiku-4-5").secret_env == ("ANTHROPIC_API_KEY",)
+    assert build("claude", "claude://claude-haiku-4-5").secret_env == (
+        "ANTHROPIC_API_KEY",
+        "TAO_GATEWAY_CALLER_KEY",
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ ROW = "  - {platform: brev, usd_per_gpu_hour: 1, effective_from: 2026-01-01, sou
     [
         (ROW.replace("hour: 1", "hour: -1"), "usd_per_gpu_hour"),
         (ROW.replace("hour: 1", "hour: .nan"), "usd_per_gpu_hour"),
+        (ROW.replace("hour: 1", "hour: 0.0123456789"), "usd_per_gpu_hour"),
         (ROW.replace("2026-01-01", '"2026-02-30"'), "2026-02-30"),
         (ROW.replace("2026-01-01", "soon"), "effective_from"),
         (ROW.replace("source: x", "gpus: H100"), "gpu_hour_prices.0"),
@@ -71,6 +72,12 @@ def test_a_price_that_breaks_a_rule_is_named_by_file_and_row(rows: str, told: st
         prices_of(tmp_path, rows)
     assert "my prices.yaml" in refused.value.message
     assert told in refused.value.message
+
+
+def test_a_file_with_token_prices_alone_leaves_the_gpus_unpriced(tmp_path: Path) -> None:
+    file = tmp_path / "my prices.yaml"
+    file.write_text('token_prices: [{model: m, input: "1", output: "2", source: x}]')
+    assert pricing.gpu_prices({"TAO_INF_PRICING": str(file)}) == ()
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -123,6 +130,14 @@ def test_a_cost_is_the_sum_of_its_parts_wherever_it_is_cut(
     cuts = sorted(cuts)
     parts = sum((pricing.usd(gpus, rows, *pair) for pair in itertools.pairwise(cuts)), Fraction(0))
     assert parts == pricing.usd(gpus, rows, cuts[0], cuts[-1])
+
+
+@given(PRICES, st.lists(MOMENTS, min_size=2, max_size=2), st.integers(1, 16))
+def test_the_cost_since_a_time_is_what_the_whole_grew_by(rows: list[GpuPrice], cuts: list[datetime], gpus: int) -> None:
+    since, until = sorted(cuts)
+    ours = entry(num_gpus=gpus)
+    whole = pricing.cost_between(ours, rows, None, until)
+    assert pricing.cost_between(ours, rows, since, until) == whole - pricing.cost_between(ours, rows, None, since)
 
 
 @given(PRICES, MOMENTS, MOMENTS, st.integers(1, 16))

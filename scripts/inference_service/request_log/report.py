@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from inference_service.errors import BadInput
-from inference_service.request_log import database
 from inference_service.request_log.rows import UNFINISHED
-from inference_service.request_log.sqlite_log import stored_time
+from inference_service.sql import sqlite_file
+from inference_service.sql.values import stored_time
 
 DIMENSIONS = {
     "caller": {"caller": "caller"},
@@ -79,7 +79,7 @@ def usage(path: Path, by: Sequence[str] = DEFAULT_DIMENSIONS, since: datetime | 
     fields = {name: column for dimension in by for name, column in DIMENSIONS[dimension].items()}
     try:
         # Without a log nothing is made: an empty database in memory gives the empty report.
-        connection = database.connect(path) if path.exists() else database.empty()
+        connection = sqlite_file.connect(path) if path.exists() else sqlite_file.empty()
         try:
             connection.create_aggregate("decimal_sum", 1, _DecimalSum)
             connection.row_factory = sqlite3.Row
@@ -91,7 +91,7 @@ def usage(path: Path, by: Sequence[str] = DEFAULT_DIMENSIONS, since: datetime | 
         finally:
             connection.close()
     except (OSError, sqlite3.Error) as error:
-        raise database.unusable(path, error) from error
+        raise sqlite_file.unusable(path, error) from error
     return UsageReport(path, since, tuple(by), tuple(groups), totals)
 
 

@@ -1,4 +1,4 @@
-"""One request's row: in two halves for who sends one request, whole for the gateway, which writes it when all is known."""
+"""One request's row: in two halves for who sends one request, whole for the gateway, which writes it at the end."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inference_service import output, secrets
 from inference_service.request_log.rows import UNFINISHED, LoggedRequest, Outcome
+from inference_service.sql.values import stored_time
 
 if TYPE_CHECKING:
     import sqlite3
@@ -51,9 +51,9 @@ class RequestLog:
 
     def _execute(self, statement: str, row: Mapping[str, Any]) -> None:
         if self._connection is None:
-            from inference_service.request_log import database
+            from inference_service.sql import sqlite_file
 
-            self._connection = database.connect(self.path)
+            self._connection = sqlite_file.connect(self.path)
         self._connection.execute(statement, row)
 
     @contextmanager
@@ -71,15 +71,10 @@ class RequestLog:
         if isinstance(error, ImportError):
             output.note(f"warning: {consequence}: this Python has no sqlite3 ({error}); fix: use a Python that has it")
             return
-        from inference_service.request_log import database
+        from inference_service.sql import sqlite_file
 
-        problem = database.unusable(self.path, error)
+        problem = sqlite_file.unusable(self.path, error)
         output.note(f"warning: {consequence}: {problem.message}; fix: {problem.fix}")
-
-
-def stored_time(moment: datetime) -> str:
-    """A time as the log stores it: ISO 8601 in UTC with microseconds, always the same width."""
-    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _insert(row: Mapping[str, Any]) -> str:

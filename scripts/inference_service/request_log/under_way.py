@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from inference_service.request_log import database
 from inference_service.request_log.rows import UNFINISHED
-from inference_service.request_log.sqlite_log import stored_time
+from inference_service.sql import sqlite_file
+from inference_service.sql.values import stored_time
 
 
 def newest(path: Path, job_id: str, since: datetime) -> Mapping[str, str] | None:
@@ -22,7 +22,7 @@ def newest(path: Path, job_id: str, since: datetime) -> Mapping[str, str] | None
     if not path.exists():
         return None
     try:
-        connection = database.connect(path)
+        connection = sqlite_file.connect(path)
         try:
             connection.row_factory = sqlite3.Row
             row = connection.execute(
@@ -33,5 +33,5 @@ def newest(path: Path, job_id: str, since: datetime) -> Mapping[str, str] | None
         finally:
             connection.close()
     except (OSError, sqlite3.Error) as error:
-        raise database.unusable(path, error) from error
+        raise sqlite_file.unusable(path, error) from error
     return None if row is None else dict(row)

@@ -9,8 +9,8 @@ import stat
 import time
 from pathlib import Path
 
-from inference_service.errors import ToolError
-from inference_service.request_log.migrations import migrate
+from inference_service.sql.database import DatabaseUnusable
+from inference_service.sql.migrations import migrate
 
 BUSY_SECONDS = 5.0
 
@@ -22,7 +22,8 @@ def connect(path: Path) -> sqlite3.Connection:
         OSError, sqlite3.Error: it cannot be opened or written; `unusable` says what to do about either.
     """
     _create_private(path)
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    # One thread at a time uses a connection, not always the same one.
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         _use_write_ahead_log(connection)
         # With a write-ahead log this survives the death of any process; only a power cut can take the last few rows.
@@ -36,15 +37,17 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def empty() -> sqlite3.Connection:
     """A log without rows that leaves no file anywhere."""
-    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     migrate(connection)
     return connection
 
 
-def unusable(path: Path, error: Exception) -> ToolError:
+def unusable(path: Path, error: Exception) -> DatabaseUnusable:
     """The error that says why the log cannot be used and what mends it. The file itself is never moved or overwritten
     here: another process may be writing to it."""
-    return ToolError("request_log_unusable", f"the request log {path} cannot be used: {error}", _fix(path, error))
+    return DatabaseUnusable(
+        "request_log_unusable", f"the request log {path} cannot be used: {error}", _fix(path, error)
+    )
 
 
 def _fix(path: Path, error: Exception) -> str:

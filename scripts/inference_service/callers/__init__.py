@@ -1,0 +1,1 @@
+"""Who may use the gateway: callers with keys and limits, and the accounts that keep many processes within those."""

@@ -1,0 +1,59 @@
+"""From settings to a gateway that serves: what serve_gateway.py and the service's inner command have in common."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from inference_service.gateway import server, workers
+from inference_service.gateway.settings import Settings
+
+
+def serve(settings: Settings, announce: Callable[[str, int], None]) -> int:
+    """Serve until told to end; the exit status. `announce` gets the URL and the port once requests are taken.
+
+    Raises:
+        BadInput: the settings would let strangers in.
+        ToolError: the port cannot be had, or a file that is needed cannot be used.
+    """
+    server.require_safe(settings)
+    _log_to_standard_error()
+    several = settings.workers > 1
+    sock = server.listen(settings.host, settings.port, shared=several)
+    settings = replace(settings, port=workers.port_of(sock))
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+
+    def tell() -> None:
+        announce(f"http://{host}:{settings.port}", settings.port)
+
+    if not several:
+        server.run(settings, sock, tell)
+        return 0
+
+    def work(alive: int, ready: Callable[[], None]) -> None:
+        own = server.listen(settings.host, settings.port, shared=True)
+        server.run(settings, own, ready, ends_with=alive)
+
+    # This socket only keeps the port: connections go to those who listen.
+    with tempfile.TemporaryDirectory(prefix="tao-gateway-") as folder:
+        settings = replace(settings, run_directory=Path(folder))
+        return workers.supervise(settings.workers, work, tell)
+
+
+def _log_to_standard_error() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s gateway[{os.getpid()}] %(levelname)s %(message)s"))
+    log = logging.getLogger("gateway")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    # uvicorn's words on malformed requests and on failures of the application.
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).propagate = False
