@@ -176,7 +176,7 @@ class OpenAIToAnthropic(TranslatedStream):
             }
         )
         self._event({"type": "message_stop"})
-        self.finished = True
+        self._finish()
 
 
 def _status(document: Mapping[str, Any]) -> int | None:

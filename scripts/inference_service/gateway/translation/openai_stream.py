@@ -64,7 +64,7 @@ class AnthropicToOpenAI(TranslatedStream):
             self.finish_reason = delta.get("stop_reason") or self.finish_reason
             self._refusal = openai_answer.refusal(delta) or self._refusal
         elif kind == "message_stop":
-            self._finish()
+            self._last_chunks()
         elif kind == "ping":
             self._out.append(self.keep_alive)
         elif kind == "error":
@@ -123,7 +123,7 @@ class AnthropicToOpenAI(TranslatedStream):
             raise KeyError("message_start")
         self._out.append(self._before_delta + delta + self._after_delta)
 
-    def _finish(self) -> None:
+    def _last_chunks(self) -> None:
         if self._refusal:
             self._send(orjson.dumps({"refusal": self._refusal}))
         reason = orjson.dumps(openai_answer.finish_reason(self.finish_reason))
@@ -136,7 +136,7 @@ class AnthropicToOpenAI(TranslatedStream):
             usage = orjson.dumps(openai_answer.usage(self._usage))
             self._out.append(head + b'"choices":[],"usage":' + usage + b"}\n\n")
         self._out.append(b"data: [DONE]\n\n")
-        self.finished = True
+        self._finish()
 
     def _done(self) -> None:
         """Not of Anthropic: its streams end with message_stop."""

@@ -30,13 +30,15 @@ class TranslatedStream(StreamReader):
 
     def __init__(self) -> None:
         super().__init__()
+        self._closed = False
+        """The answer, or an error, has been told as a whole: nothing may follow."""
         self._begun: list[bytes] = []
         self._begun_bytes = 0
         self._out: list[bytes] = []
 
     def feed(self, piece: bytes) -> bytes:
         """Read the next bytes of the stream; the events of the other shape that they complete."""
-        if self.finished or self.error_type:
+        if self._closed:
             return b""
         lines = piece.split(b"\n")
         if len(lines) == 1:
@@ -55,19 +57,24 @@ class TranslatedStream(StreamReader):
 
     def end(self) -> bytes:
         """The upstream's bytes have ended: the error event for a stream that was cut, nothing otherwise."""
-        if not self.finished and not self.error_type:
-            self._line(b"".join(self._begun))  # The last line may have no end.
+        last = b"".join(self._begun)
         self._begun = []
-        if not self.finished and not self.error_type:
+        if _is_whole(last):  # A last line without its end; half of one is nothing.
+            self._line(last)
+        if not self._closed:
+            self._closed = True
             self._out.append(errors.event(self.shape, "upstream_cut", errors.CUT))
         return self._taken()
+
+    def _finish(self) -> None:
+        self.finished = self._closed = True
 
     def _taken(self) -> bytes:
         out, self._out = self._out, []
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _line(self, line: bytes) -> None:
-        if self.finished or self.error_type:
+        if self._closed:
             return
         if line.startswith(b"data:"):
             data = line[5:].strip()
@@ -87,6 +94,7 @@ class TranslatedStream(StreamReader):
 
     def _fail(self, kind: str, message: str, status: int | None = None) -> None:
         self.error_type = kind
+        self._closed = True
         self._begun = []
         self._out.append(errors.event(self.shape, kind, message, status))
 
@@ -106,3 +114,11 @@ class TranslatedStream(StreamReader):
     def _done(self) -> None:
         """The event [DONE] has come."""
         raise NotImplementedError
+
+
+def _is_whole(line: bytes) -> bool:
+    data = line[5:].strip() if line.startswith(b"data:") else b""
+    try:
+        return data == b"[DONE]" or orjson.loads(data) is not None
+    except orjson.JSONDecodeError:
+        return False
