@@ -25,13 +25,13 @@ TOKENS_OF_LINKED_MEDIUM = 5_000
 LARGEST_PROMPT_TOKENS = 1_000_000
 """No model's context is longer, so that no request can use more."""
 
+# Fields of Anthropic's `usage` whose other values have prices of their own, and the values that have not
+# (https://platform.claude.com/docs/en/build-with-claude/fast-mode and …/data-residency).
 _STANDARD_TERMS = (
     ("service_tier", (None, "standard")),
     ("speed", (None, "standard")),
     ("inference_geo", (None, "global", "not_available", "")),
 )
-"""Fields of Anthropic's `usage` whose other values have prices of their own, and the values that have not
-(https://platform.claude.com/docs/en/build-with-claude/{fast-mode,data-residency})."""
 
 
 @dataclass(frozen=True)
