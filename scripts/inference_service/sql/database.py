@@ -138,6 +138,10 @@ class Database:
         with self._transaction(writing=False) as cursor:
             yield cursor
 
+    def is_failing(self, error: Exception) -> bool:
+        """Whether an exception inside a transaction says that the database cannot be used."""
+        return isinstance(error, DatabaseUnusable) or isinstance(self._driver.failure(error), DatabaseUnusable)
+
     def close(self) -> None:
         """Close the connections that nobody uses. The database may be used again."""
         with self._lock:

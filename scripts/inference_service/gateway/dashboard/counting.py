@@ -102,7 +102,7 @@ class Counter:
 
         def count(since: int, until: int) -> list[Cell]:
             rows = cursor.execute(_CELLS, {"since": _moment(since), "until": _moment(until)})
-            return [Cell(*row[:6], *map(int, row[6:10]), float(row[10]), int(row[11]), int(row[12])) for row in rows]
+            return [_cell(row) for row in rows]
 
         return [self._kept_or(("cells",), start, view, now, count) for start in view.buckets]
 
@@ -151,6 +151,12 @@ class Counter:
         return counted
 
 
+def _cell(row: tuple[Any, ...]) -> Cell:
+    # PostgreSQL's sums of BIGINT are NUMERIC.
+    requests, tokens_in, tokens_out, cached = map(int, row[6:10])
+    return Cell(*row[:6], requests, tokens_in, tokens_out, cached, float(row[10]), int(row[11]), int(row[12]))
+
+
 def percentile(counted: dict[int, int], percent: int) -> float | None:
     """The latency, in seconds, that `percent` of the requests did not exceed; None of no requests. It is within a bin's
     width, 10 %, of the true one, and its middle is taken."""
@@ -159,7 +165,7 @@ def percentile(counted: dict[int, int], percent: int) -> float | None:
     for number in sorted(counted):
         seen += counted[number]
         if seen >= rank:
-            return _SHORTEST * BINS_PER_FACTOR ** (number + 0.5)
+            return float(_SHORTEST * BINS_PER_FACTOR ** (number + 0.5))
     return None
 
 

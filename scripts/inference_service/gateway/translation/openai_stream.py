@@ -106,9 +106,8 @@ class AnthropicToOpenAI(TranslatedStream):
                 if index in self._tools:
                     self._inputs.pop(index, None)
                     self._arguments(index, part)
-        elif kind == "thinking_delta":
-            if delta["thinking"]:
-                self._count(delta["thinking"])
+        elif kind == "thinking_delta" and delta["thinking"]:
+            self._count(delta["thinking"])
 
     def _text(self, text: str) -> None:
         if text:
