@@ -62,9 +62,7 @@ def of_query(query: Mapping[str, str], now: float) -> View:
         BadInput: a value is none of those that there are.
     """
     begun, ended = _span(query, now)
-    seconds = next(
-        (size for size in _BUCKET_SECONDS if (ended - begun) / size <= MOST_BUCKETS), _BUCKET_SECONDS[-1]
-    )
+    seconds = next((size for size in _BUCKET_SECONDS if (ended - begun) / size <= MOST_BUCKETS), _BUCKET_SECONDS[-1])
     latency = query.get("latency") or "total"
     if latency not in LATENCIES:
         raise BadInput("invalid_latency", f"there is no latency {latency!r}", f"choose among {', '.join(LATENCIES)}")
