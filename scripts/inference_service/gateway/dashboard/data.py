@@ -29,8 +29,8 @@ def document(
 
     Args:
         query: of the page's address, see `view.of_query`.
-        live: the requests under way, each with `request_id`, `time` (when it arrived) and, as far as they are known,
-            `caller`, `team`, `model`, `route`, `stream` and `state`.
+        live: the requests under way, each with `request_id`, `seconds` since it arrived and, as far as they are known,
+            `caller`, `team`, `model`, `route`, `stream` and `response_bytes`.
 
     Raises:
         BadInput: the query asks for what there is not.
