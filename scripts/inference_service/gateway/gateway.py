@@ -23,9 +23,8 @@ from inference_service.gateway.exchange import Exchange, Receive, Send
 from inference_service.gateway.forwarding import forward
 from inference_service.gateway.metrics_snapshot import Gauges
 from inference_service.gateway.refusals import ANTHROPIC, Refusal
-from inference_service.gateway.tapping import Shape
 from inference_service.gateway.tracing import upstream_traceparent
-from inference_service.gateway.upstreams import COUNT_TOKENS, PATHS
+from inference_service.gateway.upstreams import COUNT_PATH, PATHS
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
@@ -44,10 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-_MODEL_PATHS: dict[str, Shape] = {
-    **{path.decode(): shape for shape, path in PATHS.items()},
-    COUNT_TOKENS: ANTHROPIC,
-}
+_MODEL_PATHS = {**{path.decode(): shape for shape, path in PATHS.items()}, COUNT_PATH.decode(): ANTHROPIC}
 _LOOPBACK_HOSTS = (b"localhost", b"127.0.0.1", b"[::1]")
 
 OWNER = Caller(id="owner", name="owner")
