@@ -56,8 +56,8 @@ class _Body:
 
 
 def stored_text(body: bytes, whole_bytes: int) -> str | None:
-    """A body of which `body` is the beginning, as it is stored: as text, media shortened, secrets replaced, and how many
-    bytes are missing said at the end. None of an empty one."""
+    """A body of which `body` is the beginning, as it is stored: as text, media shortened, secrets replaced, and how
+    many bytes are missing said at the end. None of an empty one."""
     if not whole_bytes:
         return None
     text = body.decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -84,10 +84,27 @@ class BodyLog:
         self._thread = threading.Thread(target=self._run, name="request-bodies", daemon=True)
         self._thread.start()
 
-    def record(self, request_id: str, time: float, request: bytes, response: bytes) -> None:
-        """Keep the bodies of the request that arrived at `time` (seconds since 1970)."""
+    def record(
+        self,
+        request_id: str,
+        time: float,
+        request: bytes,
+        response: bytes,
+        *,
+        request_bytes: int | None = None,
+        response_bytes: int | None = None,
+    ) -> None:
+        """Keep the bodies of the request that arrived at `time` (seconds since 1970), or their beginnings: then the
+        sizes say how long they were."""
         most = self._most_bytes
-        body = _Body(request_id, time, request[:most], response[:most], len(request), len(response))
+        body = _Body(
+            request_id,
+            time,
+            request[:most],
+            response[:most],
+            len(request) if request_bytes is None else request_bytes,
+            len(response) if response_bytes is None else response_bytes,
+        )
         with self._changed:
             if self._waiting_bytes + body.size > _WAITING_BYTES:
                 self._drop(1)
