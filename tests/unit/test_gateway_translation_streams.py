@@ -170,7 +170,7 @@ def test_a_stream_that_is_cut_ends_with_an_error_and_never_as_if_it_were_whole(
         translation = make()
         sent = run(translation, stream[:place])
         assert end not in sent
-        assert not translation.finished
+        assert (translation.finished, translation.error_type) == (False, "cut")
         last = data_of(sent)[-1]
         assert last["error"]["message"] == "the upstream's answer stopped before its end"
         assert translation.end() == translation.feed(stream[place:]) == b""
@@ -206,7 +206,7 @@ def test_an_error_in_the_middle_of_claudes_stream_is_one_for_the_openai_sdk() ->
             "overloaded_error",
             "server_error",
         ),
-        (b'data: {"error":"no memory"}\n\n', "api_error", "upstream_error"),
+        (b'data: {"error":"no memory"}\n\n', "api_error", "error"),
         (
             b'data: {"object":"error","message":"no memory","type":"BadRequestError","code":400}\n\n',
             "invalid_request_error",
