@@ -16,7 +16,7 @@ from inference_service.errors import ToolError
 from inference_service.gateway import refusals
 from inference_service.gateway.answers import Answer, Request
 from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
-from inference_service.gateway.upstreams import PATHS
+from inference_service.gateway.upstreams import COUNT_TOKENS, PATHS
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
@@ -231,4 +231,4 @@ _ENDPOINTS: Mapping[str, Endpoint] = {
     "/dashboard/data": _dashboard_data,
     "/openapi.json": _openapi,
 }
-_POST_ONLY = frozenset(path.decode() for path in PATHS.values())
+_POST_ONLY = frozenset((*(path.decode() for path in PATHS.values()), COUNT_TOKENS))

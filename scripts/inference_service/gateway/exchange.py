@@ -37,6 +37,7 @@ EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 _NOT_SENT = "not_sent"
 _FAILED = "failed"
+_FREE = "free"
 
 
 class Exchange:
@@ -51,6 +52,7 @@ class Exchange:
         "caller",
         "early",
         "entered",
+        "free",
         "gateway",
         "headers",
         "metered",
@@ -103,6 +105,8 @@ class Exchange:
         # What the service's meter gave when the request was sent: its share of the GPU runs since then.
         self.metered: Any = None
         self.sent_upstream = False
+        # What the vendor does for nothing: counting tokens.
+        self.free = False
         self.started = False
         self.recorded = False
         # Waiting for others: a place, the upstream, a client that reads slowly. The rest of the total is our own work.
@@ -252,6 +256,8 @@ class Exchange:
             row.cost_usd = route.meter.end(self.metered)
             row.priced_by = route.meter.priced_by
             self.metered = None
+        elif self.free:
+            row.cost_usd, row.priced_by = self.gateway.zero, _FREE
         elif not self.sent_upstream:
             row.cost_usd, row.priced_by = self.gateway.zero, _NOT_SENT
         elif usage is None and row.http_status is not None and row.http_status >= 400 and route and not route.job_id:

@@ -19,6 +19,7 @@ from inference_service.gateway.tapping import Shape
 from inference_service.gateway.upstream import retrying
 from inference_service.gateway.upstream.errors import PoolBusy, Reset, UpstreamError
 from inference_service.gateway.upstream.guard import Refused
+from inference_service.gateway.upstreams import COUNT_TOKENS
 
 if TYPE_CHECKING:
     from inference_service.callers.caller import Caller
@@ -111,6 +112,8 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         raise Refusal(400, "invalid_request", "stream is neither true nor false", param="stream")
     row.stream = streaming
     permit(exchange, caller, route)
+    if row.route == COUNT_TOKENS:
+        _count_tokens_for_free(exchange, route)
     include_usage, most_output = _prepare(gateway, exchange, route, document, streaming)
     # Written anew: a key that stands twice in the body would mean one thing to us and another to the upstream.
     outgoing = orjson.dumps(document if route.shape == exchange.shape else exchange.translated)
@@ -128,6 +131,13 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
     finally:
         response.close()
         exchange.leave()
+
+
+def _count_tokens_for_free(exchange: Exchange, route: Route) -> None:
+    if route.shape != exchange.shape:
+        raise Refusal(404, "unknown_endpoint", f"{route.model} has no counter of tokens", param="model")
+    exchange.free = True
+    exchange.row.stream = False
 
 
 def permit(exchange: Exchange, caller: Caller, route: Route) -> None:
@@ -247,6 +257,7 @@ async def enter(exchange: Exchange, route: Route) -> None:
 async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route, body: bytes) -> Response:
     upstream, row = route.upstream, exchange.row
     headers = upstream.headers_with(gateway.passed_on(exchange, route))
+    target = upstream.target_for(COUNT_TOKENS.encode()) if exchange.free else upstream.target
     attempt = 0
     while True:
         await enter(exchange, route)
@@ -257,9 +268,7 @@ async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route,
         failure: UpstreamError | None = None
         response: Response | None = None
         try:
-            response = await upstream.pool.send(
-                b"POST", upstream.target, headers, body, timeout=gateway.request_seconds
-            )
+            response = await upstream.pool.send(b"POST", target, headers, body, timeout=gateway.request_seconds)
         except UpstreamError as error:
             failure = error
         finally:
