@@ -1,4 +1,5 @@
-# make demo   the whole life cycle on this machine: start a model, ask it, see what that took, stop it
+# make demo   the whole life cycle on this machine: start a model, ask it, by itself and through the gateway, see who used
+#             what, stop it
 # make test   install what the tests need and run them
 # make check  lint, format and types;  make bench  the benchmarks;  make venv  what the scripts need, in .venv
 #
@@ -13,7 +14,7 @@ install := $(venv_python) -m pip install --quiet --disable-pip-version-check --e
 .PHONY: demo test check bench venv
 .DELETE_ON_ERROR:
 
-demo: .venv/installed-local
+demo: .venv/installed-demo
 	@$(venv_python) scripts/demo.py
 
 test: .venv/installed-dev
@@ -28,7 +29,7 @@ check: .venv/installed-dev
 bench: .venv/installed-dev
 	@set -e; for file in $(benches); do $(venv_python) "$$file"; done
 
-venv: .venv/installed-docker,kubernetes,local
+venv: .venv/installed-docker,kubernetes,local,gateway
 
 # One stamp for each set of extras: a second run installs nothing.
 .venv/installed-%: pyproject.toml .venv/made

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""The whole life cycle on this machine, by the same scripts that anyone uses: start a small model, ask it, see what
-that took, stop it. It has a registry and a request log of its own and leaves nothing running, whatever happens.
+"""The whole life cycle on this machine, by the same scripts that anyone uses: start a small model, ask it, serve it
+through the gateway to a caller who has a key and the OpenAI SDK, see who used what, stop it all. It has a registry and
+a request log of its own and leaves nothing running, whatever happens.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import shlex
@@ -14,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from inference_service.errors import ToolError
 
 _PLATFORM = "local-process"
 _QUESTION = "What is the capital of France?"
+_CALLER = "alice"
 _CLEAN_UP_SECONDS = 60.0
 
 
@@ -37,6 +41,8 @@ def main(arguments: argparse.Namespace) -> output.Document:
     """Run the demo; what was answered and what it took."""
     began = time.monotonic()
     network_arch, model_path = _smallest()
+    if importlib.util.find_spec("openai") is None:
+        raise ToolError("openai_missing", "the OpenAI SDK, by which a caller asks, is not installed", "make demo")
     with tempfile.TemporaryDirectory(prefix="tao-demo-") as folder:
         demo = _Demo(Path(folder))
         try:
@@ -47,7 +53,13 @@ def main(arguments: argparse.Namespace) -> output.Document:
             output.note(f"  ready in {started['seconds']:.1f} s at {started['url']}\n")
             sent = demo.run("send_request", "--prompt", arguments.prompt, "--accept-defaults")
             output.note(f"  {sent['content'].strip()}\n  {_cost(sent)}\n")
-            demo.show("usage_report", "--format", "table")
+            with demo.serving("serve_gateway", "--port", "0") as url:
+                output.note(f"  {_what_is_served(network_arch)}\n")
+                key = demo.run("callers", "add", _CALLER)["api_key"]
+                output.note(f"  {_CALLER} has a key\n")
+                asked = _ask_as_any_client_does(url, key, network_arch, arguments.prompt)
+                output.note(f"  {asked['content'].strip()}\n  {_tokens(asked['usage'])}\n")
+            demo.show("usage_report", "--by", "caller", "--format", "table")
         except BaseException:
             demo.clean_up()
             raise
@@ -58,6 +70,7 @@ def main(arguments: argparse.Namespace) -> output.Document:
         "content": sent["content"],
         "usage": sent["usage"],
         "latency_seconds": sent["latency_seconds"],
+        "gateway": {"caller": _CALLER, **asked},
         "ready_seconds": started["seconds"],
         "total_seconds": round(time.monotonic() - began, 3),
     }
@@ -91,6 +104,39 @@ class _Demo:
         """Run it for what it prints for people."""
         _, text = self._execute(script, *arguments)
         output.note(text)
+
+    @contextlib.contextmanager
+    def serving(self, script: str, *arguments: str) -> Iterator[str]:
+        """The address of a script that serves until it is told to end, which it is when this is left.
+
+        Raises:
+            ToolError: it does not serve; the error is the script's own.
+        """
+        file = paths.SCRIPTS / f"{script}.py"
+        output.note(f"$ python scripts/{file.name} {shlex.join(arguments)} &")
+        with tempfile.TemporaryFile() as log:
+            child = subprocess.Popen(
+                [sys.executable, str(file), *arguments],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+            try:
+                assert child.stdout is not None  # noqa: S101
+                told: dict[str, Any] = json.loads(child.stdout.readline() or "{}")
+                if "url" not in told:
+                    error = told.get("error", {"type": "demo_failed", "message": f"{script}.py does not serve"})
+                    raise ToolError(error.pop("type"), error.pop("message"), error.pop("fix", ""), **error)
+                yield told["url"]
+            finally:
+                child.terminate()
+                try:
+                    child.communicate(timeout=_CLEAN_UP_SECONDS)
+                finally:
+                    child.kill()
 
     def clean_up(self) -> None:
         """Stop what may have been started, also what never came to be registered. No second Ctrl-C breaks into it."""
@@ -136,10 +182,31 @@ def _smallest() -> tuple[str, str]:
     )
 
 
+def _what_is_served(network_arch: str) -> str:
+    if os.environ.get("ANTHROPIC_API_KEY"):
+        return f"it serves {network_arch}, and the models of ANTHROPIC_API_KEY, which are asked the same way"
+    return f"it serves {network_arch}; with ANTHROPIC_API_KEY set, the same commands serve Anthropic's models as well"
+
+
+def _ask_as_any_client_does(url: str, key: str, model: str, prompt: str) -> dict[str, Any]:
+    """What the OpenAI SDK makes of the gateway's answer."""
+    from openai import OpenAI
+    from openai.types.chat import ChatCompletionMessageParam
+
+    output.note(f">>> OpenAI(base_url='{url}/v1', api_key=…).chat.completions.create(model={model!r}, …)")
+    with OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": prompt}]
+        answer = client.chat.completions.create(model=model, messages=messages, temperature=0)
+    usage = answer.usage.model_dump(exclude_none=True) if answer.usage else {}
+    return {"content": answer.choices[0].message.content or "", "usage": usage}
+
+
 def _cost(sent: Mapping[str, Any]) -> str:
-    usage = sent["usage"] or {}
-    tokens = f"{usage.get('prompt_tokens', '?')} tokens in, {usage.get('completion_tokens', '?')} out"
-    return f"{sent['latency_seconds']:.2f} s, {tokens}"
+    return f"{sent['latency_seconds']:.2f} s, {_tokens(sent['usage'] or {})}"
+
+
+def _tokens(usage: Mapping[str, Any]) -> str:
+    return f"{usage.get('prompt_tokens', '?')} tokens in, {usage.get('completion_tokens', '?')} out"
 
 
 def _render(document: output.Document) -> None:

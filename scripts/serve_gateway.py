@@ -2,10 +2,10 @@
 """Serve Claude and every running service behind one address: OpenAI's and Anthropic's API, keys, limits, costs.
 
 Prints one JSON line with its `url` when it serves, and runs until Ctrl-C or TERM. With ANTHROPIC_API_KEY set it serves
-Claude; services are taken from the registry, those started later too. Callers' keys are made by callers.py; the dashboard
-(/dashboard) and /metrics want the key in TAO_GATEWAY_ADMIN_KEY, or one made by callers.py add --admin. Every request
-leaves a row in the database: usage_report.py. PostgreSQL (TAO_GATEWAY_DATABASE=postgresql://…) is for several gateways
-that share keys, limits and budgets.
+Claude; services are taken from the registry, those started later too. Callers' keys are made by callers.py; the
+dashboard (/dashboard) and /metrics want the key in TAO_GATEWAY_ADMIN_KEY, or one made by callers.py add --admin. Every
+request leaves a row in the database: usage_report.py. PostgreSQL (TAO_GATEWAY_DATABASE=postgresql://…) is for several
+gateways that share keys, limits and budgets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     options = output.ArgumentParser(__doc__ or "")
     options.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     options.add_argument("--port", type=int, default=4000, help="port to listen on, 0 for any free one (default: 4000)")
-    options.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the port (default: 1)")
+    options.add_argument("--workers", type=int, default=1, metavar="N", help="processes on the port (default: 1)")
     options.add_argument("--no-auth", action="store_true", help="let in whoever is on this machine, without keys")
     options.add_argument(
         "--database",
@@ -33,25 +33,25 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--json-log", action="store_true", help="one JSON line per request on standard error")
     options.add_argument(
-        "--drain", type=float, default=60.0, metavar="S", help="seconds that running answers get at the end (default: 60)"
+        "--drain", type=float, default=60.0, metavar="S", help="seconds for running answers at the end (default: 60)"
     )
     return options
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Serve until told to end."""
+    import dataclasses
     import os
 
     from inference_service.errors import BadInput, ToolError
     from inference_service.gateway import launching, settings
 
     found = settings.of_environment()
-    if arguments.database:
-        found["database"] = arguments.database
     if arguments.workers < 1:
         raise BadInput("usage", f"--workers {arguments.workers} is no number of processes", "give 1 or more")
     status = launching.serve(
-        settings.Settings(
+        dataclasses.replace(
+            found,
             host=arguments.host,
             port=arguments.port,
             workers=arguments.workers,
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
             log_bodies=arguments.log_bodies,
             json_log=arguments.json_log,
             drain_seconds=arguments.drain,
-            **found,
+            database=arguments.database or found.database,
         ),
         lambda url, port: output.print_line({"url": url, "port": port, "pid": os.getpid()}),
     )

@@ -1,4 +1,4 @@
-"""The gateway in a namespace of its own on a real cluster: two replicas, PostgreSQL, and a double of Anthropic's API."""
+"""The gateway in a namespace of its own on a real cluster: two replicas, PostgreSQL, a double of Anthropic's API."""
 
 from __future__ import annotations
 
@@ -53,7 +53,15 @@ class GatewayCluster:
     def sql(self, statement: str) -> list[str]:
         """The lines that psql prints for a statement."""
         target = ("--host=127.0.0.1", "--username=gateway", "--dbname=gateway")
-        command = ("sh", "-c", 'PGPASSWORD=$POSTGRES_PASSWORD exec psql "$@"', "psql", *target, "--csv", "--tuples-only")
+        command = (
+            "sh",
+            "-c",
+            'PGPASSWORD=$POSTGRES_PASSWORD exec psql "$@"',
+            "psql",
+            *target,
+            "--csv",
+            "--tuples-only",
+        )
         return self.kubectl("exec", "deployment/postgresql", "--", *command, "--command", statement).splitlines()
 
     def pods(self) -> list[str]:
@@ -68,7 +76,8 @@ class GatewayCluster:
     def wait(self, deployment: str = "tao-gateway") -> None:
         """Wait until every pod of the deployment is the newest, and ready."""
         self.kubectl(
-            *("rollout", "status", f"deployment/{deployment}", f"--timeout={_READY_SECONDS}s"), timeout=_READY_SECONDS + 30
+            *("rollout", "status", f"deployment/{deployment}", f"--timeout={_READY_SECONDS}s"),
+            timeout=_READY_SECONDS + 30,
         )
 
     def get(self, path: str, key: str = "") -> requests.Response:
@@ -94,9 +103,13 @@ def gateway_cluster(folder: Path) -> Iterator[GatewayCluster]:
         made.kubectl("create", "-f", "-", stdin=json.dumps(_object("Secret", "tao-gateway", stringData=values)))
         files = {file.name: file.read_text() for file in Path(anthropic_api.__file__).parent.glob("*.py")}
         made.kubectl("create", "-f", "-", stdin=json.dumps(_object("ConfigMap", "doubles", data=files)))
+        # First what the gateway connects to: before a node knows a Service, whoever is behind its way out may answer.
+        for neighbour in ("postgresql", "anthropic"):
+            made.kubectl("apply", "--filename", str(OVERLAY / f"{neighbour}.yaml"))
+        for neighbour in ("postgresql", "anthropic"):
+            made.wait(neighbour)
         made.kubectl("apply", "--kustomize", str(OVERLAY))
-        for deployment in ("postgresql", "anthropic", "tao-gateway"):
-            made.wait(deployment)
+        made.wait()
         port = made.kubectl("get", "service", "tao-gateway", "-o", "jsonpath={.spec.ports[0].nodePort}")
         made.url = f"http://{_node_address(namespace)}:{port}"
         eventually(_answers(made), timeout=60)

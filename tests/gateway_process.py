@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,8 +19,9 @@ from queue import Empty, Queue
 from typing import IO, Any
 
 import psutil
+import yaml
 from registry_support import service
-from support import SCRIPTS, eventually, run_script
+from support import SCRIPTS, SKILL, eventually, run_script
 
 from inference_service.contracts import ServiceEntry
 from inference_service.registry import Registry
@@ -41,6 +43,7 @@ class Gateway:
     pid: int = 0
     keys: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
+    scripts: Path = SCRIPTS
 
     @property
     def port(self) -> int:
@@ -78,7 +81,7 @@ class Gateway:
         """Start it, or start it again after it ended; returns when it serves."""
         with (self.folder / "gateway.log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPTS / "serve_gateway.py"), "--port", str(port), "--json", *self.arguments],
+                [sys.executable, str(self.scripts / "serve_gateway.py"), "--port", str(port), *self.arguments],
                 env={**_neutral(), **self.env},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -156,11 +159,13 @@ def serving_gateway(
     services: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    upstreams: Mapping[str, float] | None = None,
 ) -> Iterator[Gateway]:
     """A gateway of its own state in `folder`, ended with the context.
 
     `upstream_url` and `upstream_key` are Claude's. `callers` are made before it starts: options of callers.py by name;
-    one named `app` where none is given. `services` are put into the registry: addresses by job_id.
+    one named `app` where none is given. `services` are put into the registry: addresses by job_id. `upstreams` are
+    values of references/gateway.yaml that are other than ours; the gateway is then a copy with these.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "state"
@@ -176,6 +181,8 @@ def serving_gateway(
     }
     state.mkdir(exist_ok=True)
     gateway = Gateway(folder, {name: value for name, value in known.items() if value}, tuple(arguments), admin_key)
+    if upstreams:
+        gateway.scripts = _copied(folder / "skill", upstreams)
     for job_id, url in (services or {}).items():
         gateway.register(job_id, url)
     for name, options in ({"app": ()} if callers is None else callers).items():
@@ -185,6 +192,20 @@ def serving_gateway(
         yield gateway
     finally:
         gateway.kill()
+
+
+def _copied(folder: Path, upstreams: Mapping[str, float]) -> Path:
+    """The scripts of a copy of the skill, whose references/gateway.yaml has these values for its upstreams."""
+    for part in ("scripts", "references", "platform"):
+        shutil.copytree(SKILL / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("versions.yaml", "SKILL.md"):
+        shutil.copy(SKILL / part, folder / part)
+    file = folder / "references" / "gateway.yaml"
+    document = yaml.safe_load(file.read_text())
+    assert upstreams.keys() <= document["upstreams"].keys()
+    document["upstreams"].update(upstreams)
+    file.write_text(yaml.safe_dump(document))
+    return folder / "scripts"
 
 
 def _neutral() -> dict[str, str]:

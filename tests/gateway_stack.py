@@ -25,7 +25,7 @@ CALLERS: Mapping[str, Sequence[str]] = {
     "two-a-minute": ("--requests-per-minute", "2"),
     "few-tokens": ("--tokens-per-minute", "50"),
     "poor": ("--usd-per-day", "0.0000001"),
-    "claude-only": ("--models", CLAUDE),
+    "claude-only": ("--allow-model", CLAUDE),
 }
 
 

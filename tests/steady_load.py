@@ -19,8 +19,8 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass
 class Load:
-    """What has happened so far. `completed` are the request ids of answers that arrived whole, `failures` what went wrong
-    in words, `retried` how many connections failed before any byte of an answer."""
+    """What has happened so far. `completed` are the request ids of answers that arrived whole, `failures` what went
+    wrong in words, `retried` how many connections failed before any byte of an answer."""
 
     url: str
     key: str

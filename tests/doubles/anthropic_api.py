@@ -78,9 +78,11 @@ class AnthropicApi(Double):
                 kind, message = ERRORS.get(fault.status, ("api_error", "Internal server error"))
                 raise Refused(message, fault.status, fault.error_type or kind)
             return self._route(exchange, connection, fault, request_id)
-        except Refused as refused:
-            error = {"type": refused.kind, "message": refused.message}
-            document = {"type": "error", "error": error, "request_id": request_id}
+        except (Refused, KeyError, TypeError, AttributeError, ValueError) as error:
+            # What the checks do not foresee the real one refuses, too: it holds the whole body against its schema.
+            refused = error if isinstance(error, Refused) else Refused(f"Input should be valid ({error!r})")
+            told = {"type": refused.kind, "message": refused.message}
+            document = {"type": "error", "error": told, "request_id": request_id}
             headers = _headers(request_id)
             if fault.retry_after is not None:
                 headers += f"retry-after: {fault.retry_after}\r\n".encode()

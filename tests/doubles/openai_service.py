@@ -79,10 +79,11 @@ class OpenAIService(Double):
         try:
             body = json.loads(exchange.body)
             check(body)
+            completion = Completion(body, self.model, fault)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             _refuse(connection, 400, f"{type(error).__name__}: {error}", fault)
             return None
-        return self._complete(connection, Completion(body, self.model, fault), bool(body.get("stream")))
+        return self._complete(connection, completion, bool(body.get("stream")))
 
     def _complete(
         self, connection: Connection, completion: Completion, stream: bool

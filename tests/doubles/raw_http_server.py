@@ -58,10 +58,14 @@ async def serving(
             await script(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
+        except RuntimeError as error:
+            if "closed" not in str(error):  # uvloop's word for writing to a client that is gone
+                raise
         finally:
             server.open -= 1
             tasks.discard(task)
-            writer.close()
+            with contextlib.suppress(RuntimeError):
+                writer.close()
 
     listening = await asyncio.start_server(connected, host, 0, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]

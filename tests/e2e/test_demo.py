@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,18 +21,21 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def model_and_temporary_folder(own_state: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = importlib.util.find_spec("xllamacpp") is not None and importlib.util.find_spec("flask") is not None
-    need_engine("smollm2", installed, "xllamacpp or flask is not installed: pip install '.[local]'")
+    missing = [name for name in ("xllamacpp", "flask", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
+    need_engine("smollm2", not missing, f"{', '.join(missing)} not installed: pip install '.[demo]'")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
 
 
 def services_of(folder: Path) -> list[int]:
-    """The processes of services whose registry is below that folder."""
+    """The processes of services whose registry is below that folder, and of what keeps its state in a demo's there."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if str(folder) in process.environ().get("TAO_REGISTRY", "") and process.status() != psutil.STATUS_ZOMBIE:
+            environ = process.environ()
+            ours = str(folder) in environ.get("TAO_REGISTRY", "")
+            ours = ours or str(folder / "temporary") in environ.get("XDG_STATE_HOME", "")
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
     return found
 
@@ -40,15 +44,22 @@ def test_it_starts_asks_reports_and_stops_and_leaves_nothing(tmp_path: Path) -> 
     done = run_script("demo", timeout=300)
     assert done.document["content"].strip()
     assert done.document["usage"]["completion_tokens"] > 0
-    for script in ("start_service", "send_request", "usage_report", "stop_service"):
+    for script in ("start_service", "send_request", "serve_gateway", "callers", "usage_report", "stop_service"):
         assert f"$ python scripts/{script}.py" in done.stderr
+    through_the_gateway = done.document["gateway"]
+    assert through_the_gateway["usage"]["completion_tokens"] > 0
+    report = done.stderr[done.stderr.index("usage_report.py") :]
+    (row,) = [line for line in report.splitlines() if through_the_gateway["caller"] in line]
+    assert f"{through_the_gateway['usage']['prompt_tokens']}" in row
+    assert "ANTHROPIC_API_KEY" in done.stderr
+    assert not re.search(r"tao-[A-Za-z0-9]{8}-", done.stdout + done.stderr), "a caller's key was printed"
     assert done.document["content"].strip() in done.stderr
     assert services_of(tmp_path) == []
     assert list((tmp_path / "temporary").iterdir()) == []
     assert not Path(os.environ["TAO_INF_MS_STATE_FILE"]).exists()
 
 
-@pytest.mark.parametrize("point", ["start_service", "ready in", "send_request"])
+@pytest.mark.parametrize("point", ["start_service", "ready in", "send_request", "serve_gateway", "callers"])
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_at_any_point_it_leaves_nothing(tmp_path: Path, point: str, by: signal.Signals) -> None:
     demo = subprocess.Popen(
@@ -95,7 +106,7 @@ def test_the_makefile_works_from_a_path_with_spaces_and_a_second_time_installs_n
     assert "demo ran" in make("demo")
     calls = (folder / "calls").read_text().splitlines()
     assert any("-m venv" in call for call in calls)
-    assert any("--editable .[local]" in call for call in calls)
+    assert any("--editable .[demo]" in call for call in calls)
     (folder / "calls").unlink()
     assert "demo ran" in make("demo")
     assert (folder / "calls").read_text().splitlines() == ["scripts/demo.py"]

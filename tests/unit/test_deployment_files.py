@@ -1,4 +1,4 @@
-"""What is deployed: manifests that clusters accept, containers without rights, no secret in a file, deadlines that agree."""
+"""What is deployed: manifests that clusters accept, containers without rights, no secret, deadlines that agree."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import serve_gateway
 import yaml
 from support import SKILL
+
+import serve_gateway
 
 DEPLOY = SKILL / "deploy"
 MANIFESTS = DEPLOY / "kubernetes"

@@ -1,7 +1,7 @@
 """Starts the gateway as a service: python3 -m inference_service.gateway --job JSON --docker_env_vars JSON
 
-The command line of the TAO microservices. The Claude model that the job names must exist for the service to be ready; the
-other models of the key, and the services of the registry, are served besides. SIGTERM or Ctrl-C ends it with status 0.
+The command line of the TAO microservices. The Claude model that the job names must exist for the service to be ready;
+the other models of the key, and the services of the registry, are served besides. SIGTERM or Ctrl-C ends it, status 0.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 from inference_service.errors import ToolError
@@ -48,7 +49,8 @@ def main() -> int:
 
     try:
         return launching.serve(
-            settings.Settings(
+            replace(
+                settings.of_environment(),
                 host=arguments.host,
                 port=arguments.port,
                 workers=arguments.workers,
@@ -56,7 +58,6 @@ def main() -> int:
                 model=model_path.partition(_SCHEME)[2] or model_path,
                 notice_seconds=arguments.notice,
                 drain_seconds=arguments.drain,
-                **settings.of_environment(),
             ),
             lambda url, port: print(f"listening on {url}", file=sys.stderr, flush=True),
         )

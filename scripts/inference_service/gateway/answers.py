@@ -1,4 +1,4 @@
-"""A request to one of the small endpoints, and its answer; the endpoints that carry models' traffic have no use for it."""
+"""A request to one of the small endpoints, and its answer; those that carry models' traffic have no use for it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from inference_service.callers import Caller
+    from inference_service.callers.caller import Caller
 
 
 @dataclass(frozen=True)
 class Request:
-    """`query` is the undecoded query string, `headers` have lower-case names; the last of several of one name counts."""
+    """`query` is the undecoded query string; names of `headers` are lower-case, and of several the last counts."""
 
     method: str
     path: str

@@ -1,7 +1,7 @@
 """Finds the few top-level fields of a JSON document that route it, while it passes by in pieces.
 
-A document of hundreds of MiB is a few very long strings: these are crossed by searching for their end, so that a MiB costs
-less than a millisecond. It is no validator: what is no JSON is refused by who gets it.
+A document of hundreds of MiB is a few very long strings: these are crossed by searching for their end, so that a MiB
+costs less than a millisecond. It is no validator: what is no JSON is refused by who gets it.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ import orjson
 
 from inference_service import paths
 from inference_service.errors import ToolError
-from inference_service.gateway import dashboard, refusals
+from inference_service.gateway import refusals
 from inference_service.gateway.answers import Answer, Request
 from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
-from inference_service.gateway.upstreams import PATHS
+from inference_service.gateway.upstreams import COUNT_TOKENS, PATHS
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
@@ -175,10 +175,14 @@ async def _metrics(gateway: Gateway, request: Request) -> Answer:
 
 
 async def _dashboard(gateway: Gateway, request: Request) -> Answer:
+    from inference_service.gateway import dashboard
+
     return dashboard.page()
 
 
 async def _dashboard_data(gateway: Gateway, request: Request) -> Answer:
+    from inference_service.gateway import dashboard
+
     _require_admin(gateway, request)
     return await dashboard.respond(gateway.database, request, gateway.live_requests())
 
@@ -211,7 +215,8 @@ def _require_admin(gateway: Gateway, request: Request) -> None:
     raise Refusal(
         401,
         "unauthenticated",
-        "this needs the admin key: what the gateway got as TAO_GATEWAY_ADMIN_KEY, or the key of a caller made with --admin",
+        "this needs the admin key: what the gateway got as TAO_GATEWAY_ADMIN_KEY, or the key of a caller made with"
+        " --admin",
     )
 
 
@@ -226,4 +231,4 @@ _ENDPOINTS: Mapping[str, Endpoint] = {
     "/dashboard/data": _dashboard_data,
     "/openapi.json": _openapi,
 }
-_POST_ONLY = frozenset(path.decode() for path in PATHS.values())
+_POST_ONLY = frozenset((*(path.decode() for path in PATHS.values()), COUNT_TOKENS))

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from inference_service.callers.caller import Caller
     from inference_service.callers.pools import Admission
     from inference_service.gateway.gateway import Gateway
-    from inference_service.gateway.kept_bodies import KeptBodies
     from inference_service.gateway.protocol import Protocol
     from inference_service.gateway.routing import Route
     from inference_service.gateway.tapping import StreamReader
+    from inference_service.gateway.tracing import Trace
     from inference_service.gateway.upstream.guard import Guard
     from inference_service.metering import Usage
-    from inference_service.token_pricing import ModelPrice
+    from inference_service.model_price import ModelPrice
 
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -37,6 +37,7 @@ EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 _NOT_SENT = "not_sent"
 _FAILED = "failed"
+_FREE = "free"
 
 
 class Exchange:
@@ -51,9 +52,9 @@ class Exchange:
         "caller",
         "early",
         "entered",
+        "free",
         "gateway",
         "headers",
-        "kept",
         "metered",
         "price",
         "protocol",
@@ -67,13 +68,21 @@ class Exchange:
         "shape",
         "started",
         "succeeded",
+        "trace",
         "translated",
         "usage",
         "waited",
     )
 
     def __init__(
-        self, gateway: Gateway, protocol: Protocol, arrived: float, path: str, shape: Shape, receive: Receive, send: Send
+        self,
+        gateway: Gateway,
+        protocol: Protocol,
+        arrived: float,
+        path: str,
+        shape: Shape,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self.gateway = gateway
         self.protocol = protocol
@@ -96,6 +105,8 @@ class Exchange:
         # What the service's meter gave when the request was sent: its share of the GPU runs since then.
         self.metered: Any = None
         self.sent_upstream = False
+        # What the vendor does for nothing: counting tokens.
+        self.free = False
         self.started = False
         self.recorded = False
         # Waiting for others: a place, the upstream, a client that reads slowly. The rest of the total is our own work.
@@ -110,8 +121,8 @@ class Exchange:
         self.body_bytes = 0
         # The place that was taken at the upstream, and whether what was done there counts as a success.
         self.entered: Guard | None = None
-        self.succeeded = False
-        self.kept: KeptBodies | None = None
+        self.succeeded: bool | None = None
+        self.trace: Trace | None = None
 
     def routed(self, route: Route, price: ModelPrice | None) -> None:
         """Note where it goes."""
@@ -145,13 +156,17 @@ class Exchange:
         """The client is gone, or the gateway is ending: nobody waits for an answer any more, but the row is due."""
         if self.recorded:
             return
-        self.row.error_type = "draining" if self.gateway.draining and not self.protocol.cycle.disconnected else "client_disconnected"
+        self.row.error_type = (
+            "draining" if self.gateway.draining and not self.protocol.cycle.disconnected else "client_disconnected"
+        )
         # Giving up says nothing about the upstream.
-        self.succeeded = True
+        self.succeeded = None
         self.record(perf_counter())
         self.gateway.observe(self)
 
-    async def answer(self, status: int, body: bytes, headers: Headers = (), content_type: tuple[bytes, bytes] = JSON) -> None:
+    async def answer(
+        self, status: int, body: bytes, headers: Headers = (), content_type: tuple[bytes, bytes] = JSON
+    ) -> None:
         """Answer with this whole body, once the row is durable."""
         row = self.row
         row.http_status = status
@@ -173,7 +188,7 @@ class Exchange:
         if self.gateway.draining:
             own.append((b"connection", b"close"))
         # Every start is followed by a body, at the latest by its end.
-        self.protocol.transport.hold_next()
+        self.protocol.joining.hold_next()
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
 
     async def piece(self, body: bytes) -> None:
@@ -241,6 +256,8 @@ class Exchange:
             row.cost_usd = route.meter.end(self.metered)
             row.priced_by = route.meter.priced_by
             self.metered = None
+        elif self.free:
+            row.cost_usd, row.priced_by = self.gateway.zero, _FREE
         elif not self.sent_upstream:
             row.cost_usd, row.priced_by = self.gateway.zero, _NOT_SENT
         elif usage is None and row.http_status is not None and row.http_status >= 400 and route and not route.job_id:

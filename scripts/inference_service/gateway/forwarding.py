@@ -1,11 +1,11 @@
-"""What becomes of a request to a model: who sends it, where it goes, whether it may, then the upstream and its answer."""
+"""What becomes of a request to a model: who sends it, where it goes, whether it may, then the upstream's answer."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Mapping
-from time import perf_counter, time
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,15 +14,17 @@ from inference_service import metering
 from inference_service.gateway import converting, long_bodies, relaying, tags
 from inference_service.gateway.exchange import Exchange, Receive, Send
 from inference_service.gateway.refusals import OPENAI, Refusal
-from inference_service.gateway.tapping import Shape
 from inference_service.gateway.routing import Route
+from inference_service.gateway.tapping import Shape
 from inference_service.gateway.upstream import retrying
-from inference_service.gateway.upstream.errors import PoolBusy, UpstreamError
+from inference_service.gateway.upstream.errors import PoolBusy, Reset, UpstreamError
 from inference_service.gateway.upstream.guard import Refused
+from inference_service.gateway.upstreams import COUNT_TOKENS
 
 if TYPE_CHECKING:
+    from inference_service.callers.caller import Caller
     from inference_service.gateway.gateway import Gateway
-    from inference_service.gateway.upstream.pool import Response
+    from inference_service.gateway.upstream.response import Response
 
 log = logging.getLogger("gateway")
 
@@ -65,12 +67,15 @@ async def forward(gateway: Gateway, scope: Mapping[str, Any], receive: Receive, 
             await exchange.refuse(Refusal(500, "internal_error", "the gateway failed; its log says why"))
     finally:
         protocol.request_task = None
+        exchange.leave()
         del live[exchange.row.request_id]
 
 
 async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]) -> None:
     headers = exchange.headers = {name: value for name, value in scope["headers"] if name in _WANTED_HEADERS}
     row = exchange.row
+    if gateway.tracing is not None:
+        exchange.trace = gateway.tracing.begin(headers)
     caller = gateway.known_caller(headers)
     if caller is None:
         caller = await gateway.unknown_caller(headers)
@@ -87,7 +92,7 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         raise Refusal(415, "invalid_request", "the body is compressed; send it as it is", param="Content-Encoding")
     body = await _short_body(exchange, headers.get(b"content-length"))
     if body is None:
-        await long_bodies.forward(exchange)
+        await long_bodies.forward(exchange, caller)
         return
     row.request_bytes = len(body)
     try:
@@ -107,17 +112,19 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         raise Refusal(400, "invalid_request", "stream is neither true nor false", param="stream")
     row.stream = streaming
     permit(exchange, caller, route)
+    if row.route == COUNT_TOKENS:
+        _count_tokens_for_free(exchange, route)
     include_usage, most_output = _prepare(gateway, exchange, route, document, streaming)
     # Written anew: a key that stands twice in the body would mean one thing to us and another to the upstream.
     outgoing = orjson.dumps(document if route.shape == exchange.shape else exchange.translated)
     if caller.limited:
-        await admit(gateway, exchange, metering.input_upper_bound(len(outgoing), outgoing.count(b'"url"')), most_output)
-    if gateway.log_bodies:
-        exchange.keep_body(body)
+        await admit(
+            exchange, caller, route, metering.input_upper_bound(len(outgoing), outgoing.count(b'"url"')), most_output
+        )
     response = await _send_with_retries(gateway, exchange, route, outgoing)
     try:
         await relaying.relay(
-            exchange, response, streaming=streaming, include_usage=include_usage, body_bytes=len(outgoing)
+            exchange, route, response, streaming=streaming, include_usage=include_usage, body_bytes=len(outgoing)
         )
     except UpstreamError as error:
         raise refusal_of(error, route) from error
@@ -126,17 +133,25 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         exchange.leave()
 
 
-def permit(exchange: Exchange, caller: Any, route: Route) -> None:
+def _count_tokens_for_free(exchange: Exchange, route: Route) -> None:
+    if route.shape != exchange.shape:
+        raise Refusal(404, "unknown_endpoint", f"{route.model} has no counter of tokens", param="model")
+    exchange.free = True
+    exchange.row.stream = False
+
+
+def permit(exchange: Exchange, caller: Caller, route: Route) -> None:
     """Hold the route against what the caller may use, and against a budget that could not be kept.
 
     Raises:
         Refusal: it may not.
     """
-    if caller.allowed_models is not None and not caller.may_use(route.model, route.network_arch, route.job_id):
+    allowed = caller.allowed_models
+    if allowed is not None and not caller.may_use(route.model, route.network_arch, route.job_id):
         raise Refusal(
             403,
             "model_not_allowed",
-            f"{caller.name} may not use {exchange.asked_model!r}; it may use: {', '.join(sorted(caller.allowed_models))}",
+            f"{caller.name} may not use {exchange.asked_model!r}; it may use: {', '.join(sorted(allowed))}",
             param="model",
         )
     if caller.has_budget and exchange.price is None and route.job_id is None:
@@ -149,14 +164,13 @@ def permit(exchange: Exchange, caller: Any, route: Route) -> None:
         )
 
 
-async def admit(gateway: Gateway, exchange: Exchange, input_tokens: int, output_tokens: int) -> None:
+async def admit(exchange: Exchange, caller: Caller, route: Route, input_tokens: int, output_tokens: int) -> None:
     """Reserve what the request can use at most.
 
     Raises:
         Refusal: a limit of the caller's would be passed (429), or cannot be looked up (503).
     """
-    caller, route = exchange.caller, exchange.route
-    assert caller is not None and route is not None
+    gateway = exchange.gateway
     if route.meter is not None:
         nano_usd = route.meter.upper_bound_nano_usd(gateway.request_seconds)
     elif exchange.price is not None:
@@ -242,7 +256,8 @@ async def enter(exchange: Exchange, route: Route) -> None:
 
 async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route, body: bytes) -> Response:
     upstream, row = route.upstream, exchange.row
-    headers = upstream.headers_with(gateway.passed_on(exchange))
+    headers = upstream.headers_with(gateway.passed_on(exchange, route))
+    target = upstream.target_for(COUNT_TOKENS.encode()) if exchange.free else upstream.target
     attempt = 0
     while True:
         await enter(exchange, route)
@@ -253,7 +268,7 @@ async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route,
         failure: UpstreamError | None = None
         response: Response | None = None
         try:
-            response = await upstream.pool.send(b"POST", upstream.target, headers, body, timeout=gateway.request_seconds)
+            response = await upstream.pool.send(b"POST", target, headers, body, timeout=gateway.request_seconds)
         except UpstreamError as error:
             failure = error
         finally:
@@ -269,15 +284,13 @@ async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route,
         wait = retrying.delay(attempt, status, retry_after, error=failure)
         # Being told to slow down is an answer; anything else that is retried is a failure.
         exchange.succeeded = status is not None and status < 500
-        if wait is None:
-            if response is not None:
-                return response
-            assert failure is not None
-            exchange.leave()
-            raise refusal_of(failure, route) from failure
+        if wait is None and response is not None:
+            return response
         if response is not None:
             response.close()
         exchange.leave()
+        if wait is None:
+            raise refusal_of(failure or Reset("no answer"), route) from failure
         row.retries = attempt
         began = perf_counter()
         await asyncio.sleep(wait)
@@ -290,6 +303,3 @@ def refusal_of(error: UpstreamError, route: Route) -> Refusal:
         return Refusal(503, error.error_type, f"{route.upstream.name}: {error}", retry_after=1)
     status = 504 if error.error_type == "upstream_timeout" else 502
     return Refusal(status, error.error_type, f"{route.upstream.name}: {error}")
-
-
-__all__ = ["admit", "enter", "forward", "permit", "refusal_of", "time"]

@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timezone
 from decimal import Decimal
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
@@ -20,22 +21,33 @@ from inference_service.callers.refusals import LimitExceeded, LimitsUnavailable
 from inference_service.gateway import endpoints
 from inference_service.gateway.exchange import Exchange, Receive, Send
 from inference_service.gateway.forwarding import forward
+from inference_service.gateway.metrics_snapshot import Gauges
 from inference_service.gateway.refusals import ANTHROPIC, Refusal
-from inference_service.gateway.upstreams import PATHS
+from inference_service.gateway.tapping import Shape
+from inference_service.gateway.tracing import upstream_traceparent
+from inference_service.gateway.upstreams import COUNT_TOKENS, PATHS
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
     from inference_service.callers.accounts import Accounts
     from inference_service.callers.pools import Admission
     from inference_service.gateway.metrics import Metrics
+    from inference_service.gateway.metrics_snapshot import SnapshotFiles
     from inference_service.gateway.routing import Route, RouteTable
     from inference_service.gateway.settings import Settings
+    from inference_service.gateway.tracing import Tracing
+    from inference_service.gateway.vendor import Vendor
+    from inference_service.model_price import ModelPrice
     from inference_service.request_log.recorder import Recorder
-    from inference_service.token_pricing import ModelPrice, PriceTable
+    from inference_service.sql import Database
+    from inference_service.token_pricing import PriceTable
 
 log = logging.getLogger("gateway")
 
-_MODEL_PATHS = {path.decode(): shape for shape, path in PATHS.items()}
+_MODEL_PATHS: dict[str, Shape] = {
+    **{path.decode(): shape for shape, path in PATHS.items()},
+    COUNT_TOKENS: ANTHROPIC,
+}
 _LOOPBACK_HOSTS = (b"localhost", b"127.0.0.1", b"[::1]")
 
 OWNER = Caller(id="owner", name="owner")
@@ -50,12 +62,14 @@ class Gateway:
         settings: Settings,
         *,
         name: str,
+        database: Database,
         accounts: Accounts,
         recorder: Recorder,
         metrics: Metrics,
         request_seconds: float,
     ) -> None:
         self.settings = settings
+        self.database = database
         self.accounts = accounts
         self.recorder = recorder
         self.metrics = metrics
@@ -64,13 +78,28 @@ class Gateway:
         self.prices: PriceTable
         self.live: dict[str, Exchange] = {}
         self.draining = False
-        self.observers: list[Any] = []
+        self.vendor: Vendor | None = None
+        self.callers_known = False
+        # Each gets the row of every finished request.
+        self.observers: list[Callable[[RequestRow], None]] = []
+        self.tracing: Tracing | None = None
+        self.snapshots: SnapshotFiles | None = None
+        self.started_at = time()
+        self.last_request_time: float | None = None
+        self.admin_digest = _digest(settings.admin_key)
         self.zero = Decimal(0)
         self.log_bodies = settings.log_bodies
         self.name = name
         self._id_prefix = secrets.token_hex(8)
         self._ids = 0
-        self._owner_digest = hashlib.sha256(settings.owner_key.encode()).digest() if settings.owner_key else None
+        self._owner_digest = _digest(settings.owner_key)
+
+    @property
+    def started_at_text(self) -> str:
+        """When it was started, ISO 8601 in UTC."""
+        return (
+            datetime.fromtimestamp(self.started_at, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+        )
 
     @property
     def refusing(self) -> str | None:
@@ -137,7 +166,8 @@ class Gateway:
         raise Refusal(
             401,
             "unauthenticated",
-            "no valid API key: send the one that callers.py add has shown as `Authorization: Bearer KEY` or `x-api-key: KEY`",
+            "no valid API key: send the one that callers.py add has shown, as `Authorization: Bearer KEY` or"
+            " `x-api-key: KEY`",
         )
 
     async def admit_slowly(self, caller: Caller, tokens: int, nano_usd: int, at: float) -> Admission:
@@ -157,10 +187,8 @@ class Gateway:
         """What its tokens cost now; None for a service of our own and for a model without a price."""
         return None if route.job_id is not None else self.prices.for_model(route.model, time())
 
-    def passed_on(self, exchange: Exchange) -> Mapping[bytes, bytes] | None:
+    def passed_on(self, exchange: Exchange, route: Route) -> Mapping[bytes, bytes] | None:
         """The headers that the upstream gets beside its fixed ones."""
-        route = exchange.route
-        assert route is not None
         more: dict[bytes, bytes] = {}
         if route.shape == ANTHROPIC:
             headers = exchange.headers
@@ -169,24 +197,73 @@ class Gateway:
             beta = headers.get(b"anthropic-beta")
             if beta and exchange.shape == ANTHROPIC and _is_token(beta):
                 more[b"anthropic-beta"] = beta
-        if b"traceparent" in exchange.headers and self.traceparent is not None:
-            passed = self.traceparent(exchange.headers)
-            if passed is not None:
-                more[b"traceparent"] = passed
+        traceparent = (
+            exchange.trace.traceparent if exchange.trace is not None else upstream_traceparent(exchange.headers)
+        )
+        if traceparent is not None:
+            more[b"traceparent"] = traceparent
         return more or None
-
-    traceparent: Any = None
 
     def record(self, exchange: Exchange) -> Awaitable[None] | None:
         """Write the exchange's row; what to wait for until it is durable."""
-        return self.recorder.record(exchange.row, exchange.kept)
+        return self.recorder.record(exchange.row)
 
     def observe(self, exchange: Exchange) -> None:
         """Count a request that has ended."""
         row = exchange.row
+        self.last_request_time = row.time
         self.metrics.observe(row)
         for observer in self.observers:
             observer(row)
+        if self.tracing is not None and exchange.trace is not None:
+            self.tracing.observe(row, exchange.trace)
+
+    def why_not_ready(self) -> tuple[str, str] | None:
+        """A word of the services' readiness (references/request.yaml) and a sentence; None where requests are taken."""
+        if self.draining:
+            return "server_draining", "the gateway is ending"
+        if self.recorder.refusing is not None:
+            return "server_initializing", self.recorder.refusing
+        if not self.callers_known and not self.settings.no_auth:
+            return "server_initializing", "the callers could not be read from the database yet"
+        return self.vendor.problem if self.vendor is not None else None
+
+    def exposition(self) -> bytes:
+        """The figures of all workers, for Prometheus."""
+        others = self.snapshots.others() if self.snapshots is not None else ()
+        return self.metrics.exposition(self.gauges(), others, time())
+
+    def gauges(self) -> Gauges:
+        """What is true of this process at this moment."""
+        in_flight: dict[str, int] = {}
+        for exchange in self.live.values():
+            label = exchange.route.label if exchange.route is not None else ""
+            in_flight[label] = in_flight.get(label, 0) + 1
+        guards = {route.upstream.name: route.upstream.guard for route in self.routes.routes()}
+        return Gauges(
+            in_flight=in_flight,
+            queued={name: guard.queued for name, guard in guards.items()},
+            breakers={name: guard.state for name, guard in guards.items()},
+            journal_rows=self.recorder.waiting,
+            journal_bytes=self.recorder.journal_bytes,
+        )
+
+    def live_requests(self) -> list[dict[str, Any]]:
+        """The requests of this process that are under way, the oldest first."""
+        now = perf_counter()
+        return [
+            {
+                "request_id": request_id,
+                "caller": exchange.row.caller,
+                "team": exchange.row.team,
+                "model": exchange.row.model,
+                "route": exchange.row.route,
+                "stream": exchange.row.stream,
+                "seconds": round(now - exchange.arrived, 3),
+                "response_bytes": exchange.answered_bytes,
+            }
+            for request_id, exchange in self.live.items()
+        ]
 
 
 def key_of(headers: Mapping[bytes, bytes]) -> bytes | None:
@@ -197,13 +274,17 @@ def key_of(headers: Mapping[bytes, bytes]) -> bytes | None:
     return headers.get(b"x-api-key")
 
 
+def _digest(key: str) -> bytes | None:
+    return hashlib.sha256(key.encode()).digest() if key else None
+
+
 def _is_token(value: bytes) -> bool:
     return len(value) <= 400 and all(0x20 < letter < 0x7F for letter in value)
 
 
 def _require_local_client(headers: Mapping[bytes, bytes]) -> None:
-    """Without keys, whoever reaches the port may spend. A web page can make a browser on this machine send requests, but
-    not with this content type, and not under a name of this machine once it is bound to the page's own name."""
+    """Without keys, whoever reaches the port may spend. A web page can make a browser on this machine send requests,
+    but not with this content type, and not under a name of this machine once it is bound to the page's own name."""
     if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
         raise Refusal(415, "invalid_request", "send the body with Content-Type: application/json", param="Content-Type")
     host = headers.get(b"host", b"").lower()

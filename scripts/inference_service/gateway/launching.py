@@ -1,12 +1,16 @@
-"""From a command line to a gateway that serves: what serve_gateway.py and the service's inner command have in common."""
+"""From settings to a gateway that serves: what serve_gateway.py and the service's inner command have in common."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from inference_service.gateway import server, workers
 from inference_service.gateway.settings import Settings
@@ -21,6 +25,7 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> int:
     """
     server.require_safe(settings)
     _log_to_standard_error()
+    _allow_many_connections()
     several = settings.workers > 1
     sock = server.listen(settings.host, settings.port, shared=several)
     settings = replace(settings, port=workers.port_of(sock))
@@ -38,7 +43,17 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> int:
         server.run(settings, own, ready, ends_with=alive)
 
     # This socket only keeps the port: connections go to those who listen.
-    return workers.supervise(settings.workers, work, tell)
+    with tempfile.TemporaryDirectory(prefix="tao-gateway-") as folder:
+        settings = replace(settings, run_directory=Path(folder))
+        return workers.supervise(settings.workers, work, tell)
+
+
+def _allow_many_connections() -> None:
+    """Each request holds two descriptors, and the usual soft limit of 1024 would be reached by 500 streams."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _log_to_standard_error() -> None:
@@ -53,4 +68,3 @@ def _log_to_standard_error() -> None:
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger(name).propagate = False
-

@@ -19,7 +19,9 @@ from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.upstream.errors import UpstreamError
 
 if TYPE_CHECKING:
+    from inference_service.callers.caller import Caller
     from inference_service.gateway.exchange import Exchange
+    from inference_service.gateway.routing import Route
 
 LONGEST_HELD = 1 << 20
 LONGEST = 512 << 20
@@ -61,13 +63,16 @@ class _LongBody:
         self._spool.close()
         while not self.complete:
             piece = await self._next()
-            if self.complete and not self.scan.ended:
+            if self._is_cut_short():
                 raise Refusal(400, "invalid_request", "the body is not a complete JSON object")
             yield piece
 
     def close(self) -> None:
         """Let go of the disk."""
         self._spool.close()
+
+    def _is_cut_short(self) -> bool:
+        return self.complete and not self.scan.ended
 
     async def _next(self) -> bytes:
         began = perf_counter()
@@ -93,14 +98,13 @@ class _LongBody:
             )
 
 
-async def forward(exchange: Exchange) -> None:
+async def forward(exchange: Exchange, caller: Caller) -> None:
     """Route and pass on a long body.
 
     Raises:
         Refusal: it is not.
     """
-    gateway, caller = exchange.gateway, exchange.caller
-    assert caller is not None
+    gateway = exchange.gateway
     said = exchange.headers.get(b"content-length")
     length = int(said) if said is not None else None
     if length is not None and length > LONGEST:
@@ -126,16 +130,15 @@ async def forward(exchange: Exchange) -> None:
         if caller.limited:
             values = body.scan.values
             await forwarding.admit(
-                gateway, exchange, metering.input_upper_bound(length), converting.most_output(values)
+                exchange, caller, route, metering.input_upper_bound(length), converting.most_output(values)
             )
-        await _send(exchange, body, length)
+        await _send(exchange, route, body, length)
     finally:
         body.close()
 
 
-async def _send(exchange: Exchange, body: _LongBody, length: int) -> None:
-    gateway, route = exchange.gateway, exchange.route
-    assert route is not None
+async def _send(exchange: Exchange, route: Route, body: _LongBody, length: int) -> None:
+    gateway = exchange.gateway
     upstream = route.upstream
     await forwarding.enter(exchange, route)
     exchange.begin_metering()
@@ -144,7 +147,7 @@ async def _send(exchange: Exchange, body: _LongBody, length: int) -> None:
         response = await upstream.pool.send(
             b"POST",
             upstream.target,
-            upstream.headers_with(gateway.passed_on(exchange)),
+            upstream.headers_with(gateway.passed_on(exchange, route)),
             body.pieces(),
             timeout=gateway.request_seconds,
             length=length,
@@ -155,7 +158,7 @@ async def _send(exchange: Exchange, body: _LongBody, length: int) -> None:
         streaming = (response.header(b"content-type") or b"").startswith(b"text/event-stream")
         exchange.row.stream = streaming
         try:
-            await relaying.relay(exchange, response, streaming=streaming, include_usage=True, body_bytes=length)
+            await relaying.relay(exchange, route, response, streaming=streaming, include_usage=True, body_bytes=length)
         finally:
             response.close()
     except UpstreamError as error:

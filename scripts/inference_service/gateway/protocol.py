@@ -84,7 +84,8 @@ class Protocol(HttpToolsProtocol):
         self._refused_with = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(JoiningTransport(transport))
+        self.joining = JoiningTransport(transport)
+        super().connection_made(self.joining)
 
     def data_received(self, data: bytes) -> None:
         self.last_data = perf_counter()
@@ -117,7 +118,7 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         status = self._refused_with or 400
-        self.app.malformed(status, self.last_data)  # type: ignore[attr-defined]
+        self.app.malformed(status, self.last_data)
         reason = {
             400: b"Bad Request",
             408: b"Request Timeout",
@@ -157,10 +158,11 @@ class Protocol(HttpToolsProtocol):
                     self.send_400_response("")
                 else:
                     self.transport.close()
-        elif (
-            (self.unread_since is not None and now - self.unread_since > READER_STALL_SECONDS)
-            or (self.cycle is not None and self.cycle.more_body and not self.flow.read_paused
-                and now - self.last_data > BODY_STALL_SECONDS)
+        elif (self.unread_since is not None and now - self.unread_since > READER_STALL_SECONDS) or (
+            self.cycle is not None
+            and self.cycle.more_body
+            and not self.flow.read_paused
+            and now - self.last_data > BODY_STALL_SECONDS
         ):
             self.transport.abort()
 

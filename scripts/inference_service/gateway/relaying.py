@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -10,23 +11,28 @@ import orjson
 
 from inference_service import metering
 from inference_service.gateway import converting, tapping
-from inference_service.gateway.exchange import EVENT_STREAM, JSON
-from inference_service.gateway.refusals import ANTHROPIC, Refusal
+from inference_service.gateway.exchange import EVENT_STREAM
+from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
 from inference_service.gateway.upstream.errors import UpstreamError
 
 if TYPE_CHECKING:
     from inference_service.gateway.exchange import Exchange
-    from inference_service.gateway.upstream.pool import Response
+    from inference_service.gateway.routing import Route
+    from inference_service.gateway.upstream.response import Response
+    from inference_service.metering import Usage
 
 LONGEST_HELD = 1 << 20
 """Bytes of an answer that is held whole. A longer one that needs no translation is passed on as it comes."""
 LONGEST_TRANSLATED = 64 << 20
 _LONGEST_ERROR = 256 << 10
 _TAIL = 8192
+_END_OF_TRANSFER_SECONDS = 1.0
 _USAGE_IN_TAIL = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 
 
-async def relay(exchange: Exchange, response: Response, *, streaming: bool, include_usage: bool, body_bytes: int) -> None:
+async def relay(
+    exchange: Exchange, route: Route, response: Response, *, streaming: bool, include_usage: bool, body_bytes: int
+) -> None:
     """Pass the answer on in the shape that was asked for. `include_usage`: the client asked for usage in its stream.
 
     Raises:
@@ -39,23 +45,21 @@ async def relay(exchange: Exchange, response: Response, *, streaming: bool, incl
         await response.read(_LONGEST_ERROR)
         raise Refusal(503, "model_loading", "the model is still loading", retry_after=2)
     if response.status >= 400:
-        await _relay_error(exchange, response)
+        await _relay_error(exchange, route, response)
     elif streaming and (response.header(b"content-type") or b"").startswith(b"text/event-stream"):
-        await _relay_stream(exchange, response, include_usage=include_usage, body_bytes=body_bytes)
+        await _relay_stream(exchange, route, response, include_usage=include_usage, body_bytes=body_bytes)
     elif streaming:
         response.close()
         raise Refusal(502, "upstream_bad_answer", "the upstream was asked for a stream and sent something else")
     else:
-        await _relay_whole(exchange, response)
+        await _relay_whole(exchange, route, response)
 
 
-async def _relay_whole(exchange: Exchange, response: Response) -> None:
-    route = exchange.route
-    assert route is not None
+async def _relay_whole(exchange: Exchange, route: Route, response: Response) -> None:
     translated = route.shape != exchange.shape
     length = response.content_length
     if not translated and (length is None or length > LONGEST_HELD):
-        await _relay_long(exchange, response)
+        await _relay_long(exchange, route, response)
         return
     began = perf_counter()
     body = await response.read(LONGEST_TRANSLATED)
@@ -69,10 +73,9 @@ async def _relay_whole(exchange: Exchange, response: Response) -> None:
     await exchange.answer(response.status, body)
 
 
-async def _relay_long(exchange: Exchange, response: Response) -> None:
+async def _relay_long(exchange: Exchange, route: Route, response: Response) -> None:
     """Pass it on as it comes, the length as it was said; usage is looked for near its end, where servers put it."""
-    route, row = exchange.route, exchange.row
-    assert route is not None
+    row = exchange.row
     length = response.content_length
     content_type = (b"content-type", response.header(b"content-type") or b"application/json")
     row.http_status = response.status
@@ -96,17 +99,17 @@ async def _relay_long(exchange: Exchange, response: Response) -> None:
     if held is None:
         await exchange.answer(response.status, b"")
         return
-    found = None
-    for found in _USAGE_IN_TAIL.finditer(tail):
-        pass
-    if found is not None:
-        exchange.usage = metering.of_usage(route.shape, orjson.loads(found[1]))
+    told = _USAGE_IN_TAIL.findall(tail)
+    if told:
+        exchange.usage = _read_usage(route.shape, told[-1])
     await exchange.last_piece(held)
 
 
-async def _relay_stream(exchange: Exchange, response: Response, *, include_usage: bool, body_bytes: int) -> None:
-    route, row = exchange.route, exchange.row
-    assert route is not None
+async def _relay_stream(
+    exchange: Exchange, route: Route, response: Response, *, include_usage: bool, body_bytes: int
+) -> None:
+    row = exchange.row
+    reader: tapping.StreamReader
     if route.shape == exchange.shape:
         reader = tapping.AnthropicTap() if route.shape == ANTHROPIC else tapping.OpenAITap(not include_usage)
     else:
@@ -127,7 +130,7 @@ async def _relay_stream(exchange: Exchange, response: Response, *, include_usage
             out = reader.feed(piece)
             if row.first_token_seconds is None and reader.first_token:
                 row.first_token_seconds = now - exchange.arrived
-            if reader.finished:
+            if reader.finished or reader.error_type:
                 final = out
                 break
             if out:
@@ -141,8 +144,10 @@ async def _relay_stream(exchange: Exchange, response: Response, *, include_usage
         row.error_type = f"upstream_{reader.error_type}"
     await exchange.last_piece(final)
     # The stream has told its end; what is left is the end of the transfer, without which the connection cannot be kept.
-    while await response.piece() is not None:
-        pass
+    response.timeout = _END_OF_TRANSFER_SECONDS
+    with contextlib.suppress(UpstreamError):
+        while reader.finished and await response.piece() is not None:
+            pass
 
 
 async def _cut_off(exchange: Exchange, reader: tapping.StreamReader) -> None:
@@ -160,9 +165,8 @@ async def _cut_off(exchange: Exchange, reader: tapping.StreamReader) -> None:
     raise Refusal(502, row.error_type, "the upstream ended its answer before it was complete")
 
 
-async def _relay_error(exchange: Exchange, response: Response) -> None:
-    route, row = exchange.route, exchange.row
-    assert route is not None
+async def _relay_error(exchange: Exchange, route: Route, response: Response) -> None:
+    row = exchange.row
     body = await response.read(_LONGEST_ERROR)
     _, _, error_type = tapping.usage_of_answer(route.shape, body)
     row.error_type = f"upstream_{error_type or 'error'}"
@@ -178,9 +182,14 @@ async def _relay_error(exchange: Exchange, response: Response) -> None:
     await exchange.answer(status, body, headers)
 
 
+def _read_usage(shape: tapping.Shape, text: bytes) -> Usage | None:
+    try:
+        usage = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return metering.from_openai(usage) if shape == OPENAI else metering.from_anthropic(usage)
+
+
 def _request_id(response: Response) -> str | None:
     value = response.header(b"request-id") or response.header(b"x-request-id")
     return value[:200].decode("latin-1") if value else None
-
-
-__all__ = ["JSON", "relay"]

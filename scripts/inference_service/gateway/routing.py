@@ -14,9 +14,8 @@ from inference_service.gateway.refusals import Refusal
 from inference_service.gateway.tapping import Shape
 
 if TYPE_CHECKING:
-    from inference_service.contracts import ServiceEntry
     from inference_service.gateway.upstreams import Upstream
-    from inference_service.gpu_sharing import ServiceMeter
+    from inference_service.service_meter import ServiceMeter
 
 _SHORTEST_PREFIX = 8
 _MOST_CHOICES_SHOWN = 40
@@ -129,4 +128,3 @@ def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_MOST_CHOICES_SHOWN])
     rest = len(names) - _MOST_CHOICES_SHOWN
     return f"{shown} and {rest} more (GET /v1/models)" if rest > 0 else shown
-

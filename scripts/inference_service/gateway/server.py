@@ -1,7 +1,7 @@
 """Runs the gateway: opens its port, keeps it up to date, and ends it in good order.
 
-On TERM readiness turns false first. Then the port closes, what is under way goes on until the deadline, leases are given
-back and rows reach the database. Several workers share one port: the kernel deals out the connections.
+On TERM readiness turns false first. Then the port closes, what is under way goes on until the deadline, rows reach the
+database and leases are given back. Several workers share one port: the kernel deals out the connections.
 """
 
 from __future__ import annotations
@@ -67,19 +67,15 @@ def require_safe(settings: Settings) -> None:
         )
 
 
-def run(
-    settings: Settings, sock: socket.socket, announce: Callable[[], None], *, ends_with: int | None = None
-) -> None:
-    """Serve on the socket until TERM or Ctrl-C, or until the descriptor `ends_with` reads as ended. `announce` is called
-    once requests are taken."""
+def run(settings: Settings, sock: socket.socket, announce: Callable[[], None], *, ends_with: int | None = None) -> None:
+    """Serve on the socket until TERM or Ctrl-C, or until the descriptor `ends_with` reads as ended. `announce` is
+    called once requests are taken."""
     import uvloop
 
     uvloop.run(_serve(settings, sock, announce, ends_with))
 
 
-async def _serve(
-    settings: Settings, sock: socket.socket, announce: Callable[[], None], ends_with: int | None
-) -> None:
+async def _serve(settings: Settings, sock: socket.socket, announce: Callable[[], None], ends_with: int | None) -> None:
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ending.set)
@@ -87,10 +83,10 @@ async def _serve(
         loop.add_signal_handler(signal.SIGINT, ending.set)
     else:
         loop.add_reader(ends_with, ending.set)
-    parts = await assemble(settings)
+    parts = assemble(settings)
     gateway = parts.gateway
     config = Config(
-        gateway,  # type: ignore[arg-type]
+        gateway,
         interface="asgi3",
         http=Protocol,
         ws="none",
@@ -105,7 +101,7 @@ async def _serve(
     config.load()
     state = ServerState()
     server = await loop.create_server(lambda: Protocol(config, state, {}, loop), sock=sock, backlog=_BACKLOG)
-    tasks = [asyncio.create_task(_lookout(parts, state)), *(asyncio.create_task(work) for work in parts.work())]
+    tasks = [asyncio.create_task(_lookout(parts, state)), *map(asyncio.create_task, parts.work())]
     announce()
     await ending.wait()
     if ends_with is not None:
@@ -154,4 +150,3 @@ async def _drain(state: ServerState, seconds: float) -> None:
             connection.transport.close()
     # The transports' last bytes and closings.
     await asyncio.sleep(0)
-

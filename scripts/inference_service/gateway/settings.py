@@ -32,6 +32,8 @@ class Settings:
     json_log: bool = False
     database: str = ""
     state_directory: Path = field(default_factory=paths.state_directory)
+    # Where workers leave each other their figures; None for a single one.
+    run_directory: Path | None = None
     job_id: str = ""
     model: str = ""
     # A stream that is under way when TERM comes may go on for so long; seconds.
@@ -44,8 +46,8 @@ class Settings:
     upstream_url: str = ""
 
 
-def of_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What the environment says: the arguments of Settings that are secrets, URLs or places.
+def of_environment(environ: Mapping[str, str] = os.environ) -> Settings:
+    """What the environment says, secrets, URLs and places; the rest at its defaults.
 
     Raises:
         BadInput: a key is too short to be one.
@@ -57,10 +59,10 @@ def of_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
                 f"{name} has fewer than {_SHORTEST_KEY} characters",
                 f"export {name}=$(openssl rand -hex 24)",
             )
-    return {
-        "database": environ.get(DATABASE_ENV) or f"sqlite:///{paths.request_log_file(environ).absolute()}",
-        "admin_key": environ.get(ADMIN_KEY_ENV, ""),
-        "owner_key": environ.get(OWNER_KEY_ENV, ""),
-        "upstream_key": environ.get(UPSTREAM_KEY_ENV, "").strip(),
-        "upstream_url": environ.get(UPSTREAM_URL_ENV, "").rstrip("/"),
-    }
+    return Settings(
+        database=environ.get(DATABASE_ENV) or f"sqlite:///{paths.request_log_file(environ).absolute()}",
+        admin_key=environ.get(ADMIN_KEY_ENV, ""),
+        owner_key=environ.get(OWNER_KEY_ENV, ""),
+        upstream_key=environ.get(UPSTREAM_KEY_ENV, "").strip(),
+        upstream_url=environ.get(UPSTREAM_URL_ENV, "").rstrip("/"),
+    )

@@ -85,6 +85,13 @@ class _Tap(StreamReader):
                 self.produced_bytes += len(text)
                 self.deltas += 1
                 return piece
+            if b"\n" not in text:  # Several events otherwise.
+                try:
+                    self.produced_bytes += len(orjson.loads(b'"%b"' % text).encode())
+                except orjson.JSONDecodeError:  # More than a text.
+                    return self._feed(piece)
+                self.deltas += 1
+                return piece
         return self._feed(piece)
 
     def _feed(self, piece: bytes) -> bytes:

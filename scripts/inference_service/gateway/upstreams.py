@@ -15,6 +15,8 @@ from inference_service.gateway.upstream.origin import header_block, parse_base
 from inference_service.gateway.upstream.pool import Pool
 
 PATHS = {OPENAI: b"/v1/chat/completions", ANTHROPIC: b"/v1/messages"}
+COUNT_TOKENS = "/v1/messages/count_tokens"
+"""Free at the vendor's; Claude Code and the SDKs ask it before they send long prompts."""
 
 
 class Upstream:

@@ -67,19 +67,21 @@ def insert(database: sql.Database, entries: Sequence[Storable], settle: Settle, 
                 new = _unknown(cursor, database.dialect, entries) if perhaps_known or attempt else entries
                 if _inserted(cursor, database.dialect, [entry.values for entry in new]) != len(new):
                     raise _SomeAreKnown
-                _settle(cursor, settle, new)
+                _settle(database, cursor, settle, new)
             return
         except _SomeAreKnown:
             continue
     raise sql.DatabaseUnusable("database_unusable", "another process stores the same requests at the same time")
 
 
-def _settle(cursor: sql.Cursor, settle: Settle, new: Sequence[Storable]) -> None:
+def _settle(database: sql.Database, cursor: sql.Cursor, settle: Settle, new: Sequence[Storable]) -> None:
     if not new:
         return
     try:
         settle(cursor, [entry.row for entry in new])
     except Exception as error:
+        if database.is_failing(error):
+            raise
         raise SettlementFailed(f"{type(error).__name__}: {error}") from error
 
 

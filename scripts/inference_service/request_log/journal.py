@@ -14,6 +14,7 @@ import hashlib
 import os
 import secrets
 import stat
+import time
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from inference_service.request_log.stored_rows import COLUMNS, Values, arranged
 
 _ENDING = ".jsonl"
 _FORMAT = 1
+_UNNAMED_SECONDS = 60
 
 
 class JournalFull(OSError):
@@ -191,8 +193,11 @@ class Journal:
             self.seal()
 
     def _adopted(self) -> Generator[Path, None, None]:
-        for path in sorted(self.folder.glob(f"[!.]*{_ENDING}")) if self.folder.is_dir() else ():
+        for path in sorted(self.folder.glob(f"*{_ENDING}")) if self.folder.is_dir() else ():
             if path.name in self._mine or path.name.startswith("damaged-"):
+                continue
+            if path.name.startswith("."):
+                _remove_if_old(path)
                 continue
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -251,6 +256,13 @@ def _is_ours(descriptor: int, path: Path) -> bool:
         return os.path.samestat(opened, path.stat())
     except OSError:
         return False
+
+
+def _remove_if_old(path: Path) -> None:
+    """Remove a file without a name, and so without rows, whose maker died before it had one."""
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > _UNNAMED_SECONDS:
+            path.unlink()
 
 
 def _make_folder(folder: Path) -> None:
