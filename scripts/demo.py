@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The whole life cycle on this machine, by the same scripts that anyone uses: start a small model, ask it, serve it
-through the gateway to a caller who has a key and the OpenAI SDK, see who used what, stop it all. It has a registry and a
-request log of its own and leaves nothing running, whatever happens.
+through the gateway to a caller who has a key and the OpenAI SDK, see who used what, stop it all. It has a registry and
+a request log of its own and leaves nothing running, whatever happens.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(arguments: argparse.Namespace) -> output.Document:
             output.note(f"  {sent['content'].strip()}\n  {_cost(sent)}\n")
             with demo.serving("serve_gateway", "--port", "0") as url:
                 output.note(f"  {_what_is_served(network_arch)}\n")
-                key = demo.run("callers", "add", _CALLER)["key"]
+                key = demo.run("callers", "add", _CALLER)["api_key"]
                 output.note(f"  {_CALLER} has a key\n")
                 asked = _ask_as_any_client_does(url, key, network_arch, arguments.prompt)
                 output.note(f"  {asked['content'].strip()}\n  {_tokens(asked['usage'])}\n")
@@ -184,17 +184,19 @@ def _smallest() -> tuple[str, str]:
 
 def _what_is_served(network_arch: str) -> str:
     if os.environ.get("ANTHROPIC_API_KEY"):
-        return f"it serves {network_arch}, and Claude as well: model='claude-haiku-4-5', say, is asked the same way"
-    return f"it serves {network_arch}; with ANTHROPIC_API_KEY set, the same commands serve Claude as well"
+        return f"it serves {network_arch}, and the models of ANTHROPIC_API_KEY, which are asked the same way"
+    return f"it serves {network_arch}; with ANTHROPIC_API_KEY set, the same commands serve Anthropic's models as well"
 
 
 def _ask_as_any_client_does(url: str, key: str, model: str, prompt: str) -> dict[str, Any]:
     """What the OpenAI SDK makes of the gateway's answer."""
     from openai import OpenAI
+    from openai.types.chat import ChatCompletionMessageParam
 
     output.note(f">>> OpenAI(base_url='{url}/v1', api_key=…).chat.completions.create(model={model!r}, …)")
     with OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
-        answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}])
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": prompt}]
+        answer = client.chat.completions.create(model=model, messages=messages, temperature=0)
     usage = answer.usage.model_dump(exclude_none=True) if answer.usage else {}
     return {"content": answer.choices[0].message.content or "", "usage": usage}
 

@@ -21,7 +21,9 @@ HOST = "127.0.0.1"
 _PERSON = {"HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_CACHE_HOME"}
 _LIBRARIES = {"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}
 _NETWORK = {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"}
-_KEPT = _PERSON | _LIBRARIES | _NETWORK
+# Where this skill keeps its things: a service that uses the registry or the request log uses the user's.
+_OURS = {"XDG_STATE_HOME", "TAO_INF_MS_STATE_FILE", "TAO_INF_REQUEST_LOG", "TAO_INF_PRICING"}
+_KEPT = _PERSON | _LIBRARIES | _NETWORK | _OURS
 # The package index that the weights come from is configured by PIP_ variables.
 _KEPT_PREFIXES = ("LC_", "PIP_")
 

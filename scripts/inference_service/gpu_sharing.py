@@ -63,9 +63,12 @@ class ProcessorSharing:
         """Which of the prices holds at the time of the last event; -1 before the first one."""
         return self._next - 1
 
-    def begin(self, now_ns: int) -> int:
-        """A request is under way from now on. Returns what `end` wants to know of it."""
+    def begin(self, now_ns: int) -> int | None:
+        """A request is under way from now on. Returns what `end` wants to know of it; None before the first price: that
+        request is none of this meter's."""
         self.advance(now_ns)
+        if not self._next:
+            return None
         self._under_way += 1
         return self._per_request
 
@@ -76,9 +79,7 @@ class ProcessorSharing:
         charge, self._unrounded = divmod(self._per_request - begun + self._unrounded, _UNITS_PER_FEMTO)
         self._charged_femto += charge
         if not self._under_way:
-            # Nobody is left who could be charged for these crumbs, less than 1e-15 USD.
-            self._idle += self._unrounded + self._undivided
-            self._unrounded = self._undivided = 0
+            self._settle()
         return money.usd(charge)
 
     def change_prices(self, usd_per_hour: Sequence[tuple[int, Decimal]], now_ns: int) -> None:
@@ -119,6 +120,11 @@ class ProcessorSharing:
         dearest = max(self._rate, *self._rates[self._next :], 0)
         # One more for the crumbs of others, which may lift a charge by 1e-15 USD.
         return -(-nanoseconds * dearest // _NS_PER_HOUR) + 1
+
+    def _settle(self) -> None:
+        """Nobody is left who could be charged for the crumbs, which are less than 1e-15 USD: they are idle."""
+        self._idle = self._cost - self._charged_femto * _UNITS_PER_FEMTO
+        self._unrounded = self._undivided = 0
 
     def _set_prices(self, usd_per_hour: Sequence[tuple[int, Decimal]]) -> None:
         self._changes = [since for since, _ in usd_per_hour]

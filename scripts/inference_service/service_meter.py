@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 
 from inference_service import pricing, pricing_file
 from inference_service.contracts import ServiceEntry
 from inference_service.gpu_sharing import ProcessorSharing, Shares
 from inference_service.pricing import GpuPrice
+from inference_service.shared_gpu_sharing import SharedProcessorSharing
 
 Clock = Callable[[], int]
 """The time in nanoseconds since 1970 UTC."""
@@ -27,22 +29,24 @@ def steady_clock() -> Clock:
 
 
 class ServiceMeter:
-    """The meter of one service that has a price. For one thread, and one process: it has to see all of the service's
-    requests to share the GPU's time among them."""
+    """The meter of one service that has a price, for one thread."""
 
-    def __init__(self, entry: ServiceEntry, prices: Sequence[GpuPrice], clock: Clock) -> None:
-        """Starts it now; use `service_meter`, which knows whether there is a price. `prices`: those `in_force`."""
+    def __init__(self, entry: ServiceEntry, prices: Sequence[GpuPrice], clock: Clock, shared_in: Path | None) -> None:
+        """Use `service_meter`, which knows whether there is a price. `prices`: those `in_force`, at least one."""
         self._entry = entry
         self._clock = clock
-        self._sharing = ProcessorSharing(_schedule(entry, prices), clock())
+        schedule = _schedule(entry, prices)
+        self._sharing = (
+            ProcessorSharing(schedule, clock())
+            if shared_in is None
+            else SharedProcessorSharing(shared_in / f"{entry.job_id}.meter", schedule, clock())
+        )
         self._names = _names(prices)
 
     def begin(self) -> int | None:
         """A request goes to the service from now on. Returns what `end` wants; None where its price is known only from
         a later time on, so that it stays unpriced."""
-        now = self._clock()
-        self._sharing.advance(now)
-        return None if self._sharing.price_number < 0 else self._sharing.begin(now)
+        return self._sharing.begin(self._clock())
 
     def end(self, begun: int | None) -> Decimal | None:
         """The request has ended, however. Returns its charge in USD, to 1e-15 USD; call it once for each begin."""
@@ -61,6 +65,11 @@ class ServiceMeter:
         """What became of the GPUs' cost since the meter was started."""
         return self._sharing.shares(self._clock())
 
+    def close(self) -> None:
+        """Leave a meter that is shared; what is under way here is never ended then."""
+        if isinstance(self._sharing, SharedProcessorSharing):
+            self._sharing.close()
+
     def change_prices(self, prices: Sequence[GpuPrice]) -> bool:
         """Take the prices of a file that has changed, from now on. False: none of them is for this service."""
         rows = pricing.in_force(self._entry, prices)
@@ -70,10 +79,17 @@ class ServiceMeter:
         return bool(rows)
 
 
-def service_meter(entry: ServiceEntry, prices: Sequence[GpuPrice], clock: Clock | None = None) -> ServiceMeter | None:
-    """The service's meter, started now, with the prices of `pricing.gpu_prices()`; None where it has no price."""
+def service_meter(
+    entry: ServiceEntry, prices: Sequence[GpuPrice], clock: Clock | None = None, shared_in: Path | None = None
+) -> ServiceMeter | None:
+    """The service's meter, started now, with the prices of `pricing.gpu_prices()`; None where it has no price.
+
+    It has to see all requests to the service, or the GPU's time is charged twice. Where several processes of this
+    machine serve them, each gives the same directory `shared_in`; the meter is in a file there, and goes on from where
+    it was when they are started again. Raises OSError where that file cannot be made.
+    """
     rows = pricing.in_force(entry, prices) if entry.num_gpus > 0 else []
-    return ServiceMeter(entry, rows, clock or steady_clock()) if rows else None
+    return ServiceMeter(entry, rows, clock or steady_clock(), shared_in) if rows else None
 
 
 def _schedule(entry: ServiceEntry, rows: Sequence[GpuPrice]) -> list[tuple[int, Decimal]]:

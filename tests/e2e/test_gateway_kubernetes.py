@@ -81,7 +81,7 @@ def test_the_pods_are_what_a_restricted_namespace_takes(cluster: GatewayCluster)
 
 
 def test_a_rolling_update_under_load_fails_no_request(cluster: GatewayCluster) -> None:
-    key = cluster.callers("add", "updater")["key"]
+    key = cluster.callers("add", "updater")["api_key"]
     before = set(cluster.pods())
     with steady_load(cluster.url, key, MODEL) as load:
         answered(load)
@@ -94,7 +94,7 @@ def test_a_rolling_update_under_load_fails_no_request(cluster: GatewayCluster) -
 
 
 def test_pods_that_are_killed_under_load_lose_no_answered_requests_row(cluster: GatewayCluster) -> None:
-    key = cluster.callers("add", "survivor")["key"]
+    key = cluster.callers("add", "survivor")["api_key"]
     first, second = cluster.pods()
     with steady_load(cluster.url, key, MODEL) as load:
         answered(load)
@@ -125,7 +125,7 @@ def _process_in(pod: str) -> psutil.Process:
 
 def test_a_budget_holds_across_both_replicas(cluster: GatewayCluster) -> None:
     budget = Decimal("0.004")
-    key = cluster.callers("add", "thrifty", "--usd-per-day", str(budget))["key"]
+    key = cluster.callers("add", "thrifty", "--usd-per-day", str(budget))["api_key"]
     body = {"model": MODEL, "max_tokens": 40, "messages": [{"role": "user", "content": "one two three four five"}]}
     statuses: list[int] = []
     told: dict[str, Any] = {}
@@ -172,9 +172,9 @@ def test_a_service_of_the_cluster_is_reached_by_its_cluster_address(
     start = ("--platform", "kubernetes", "--network-arch", "smollm2", "--model-path", SMOLLM2_MODEL)
     started = run_script("start_service", *start, "--service-type", "ClusterIP", timeout=300).document
     try:
-        entry = run_script("registry", "show", started["job_id"]).document
+        (entry,) = run_script("registry", "show", started["job_id"]).document["services"]
         assert entry["docker_url"].startswith(f"http://{cluster.cluster_address(entry['platform_job_id'])}:")
-        key = cluster.callers("add", "neighbour")["key"]
+        key = cluster.callers("add", "neighbour")["api_key"]
         services = {started["job_id"]: {**entry, "host_url": entry["docker_url"]}}
         patch = json.dumps({"data": {"services.json": json.dumps(services)}})
         cluster.kubectl("patch", "configmap", "tao-gateway", "--type", "merge", "--patch", patch)

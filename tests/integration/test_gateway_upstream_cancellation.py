@@ -11,7 +11,7 @@ from event_loops import both, run, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_service.gateway.upstream import Origin, Pool, PoolBusy, UpstreamError
+from inference_service.gateway.upstream import Origin, Pool, UpstreamError
 
 BEHAVIOURS = ("plain", "chunked", "slow", "cut", "close", "silent", "early", "garbage", "extra", "dies")
 
@@ -84,7 +84,9 @@ def test_nothing_is_lost_and_nothing_mixed_up(
                 given_body = body(pieces) if pieces else b"{}"
                 target = b"/%b/%b" % (behaviour.encode(), name)
                 try:
-                    response = await pool.send(b"POST", target, b"", given_body, timeout=0.1)
+                    response = await pool.send(
+                        b"POST", target, b"", given_body, timeout=0.05 if behaviour == "silent" else 20
+                    )
                     if how == "close":
                         response.close()
                         return
@@ -94,8 +96,6 @@ def test_nothing_is_lost_and_nothing_mixed_up(
                         got = b"".join([piece async for piece in response])
                     assert got == name * 50
                     assert behaviour not in ("silent", "garbage", "cut", "dies")
-                except PoolBusy:
-                    pass  # a silent one had the place for all of our time
                 except UpstreamError as error:
                     assert behaviour in ("silent", "garbage", "cut", "dies"), error
                 assert pool.connections <= places

@@ -367,7 +367,8 @@ def test_a_missing_package_is_refused_with_the_command_that_installs_it(
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else real(name))
+    gone = ("xllamacpp", "uvicorn")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
     with pytest.raises(BadInput) as refused:
         driver.check(spec_of("true"))
     assert refused.value.type == "arch_not_installed"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -25,14 +26,20 @@ NEW_YEAR = datetime(2026, 1, 1, tzinfo=timezone.utc)
 NEW_YEAR_NS = int(NEW_YEAR.timestamp()) * SECOND
 
 
+def began(sharing: ProcessorSharing, now: int) -> int:
+    begun = sharing.begin(now)
+    assert begun is not None
+    return begun
+
+
 def meter(*prices: tuple[int, str], now: int = 0) -> ProcessorSharing:
     return ProcessorSharing([(since, Decimal(usd)) for since, usd in prices], now)
 
 
 def test_one_alone_pays_all_two_at_once_half_each_and_nobody_the_idle_time() -> None:
     sharing = meter((0, "3.60"))
-    first = sharing.begin(10 * SECOND)
-    second = sharing.begin(20 * SECOND)
+    first = began(sharing, 10 * SECOND)
+    second = began(sharing, 20 * SECOND)
     assert sharing.end(first, 40 * SECOND) == Decimal("0.020")
     assert sharing.end(second, 45 * SECOND) == Decimal("0.015")
     shares = sharing.shares(100 * SECOND)
@@ -42,7 +49,7 @@ def test_one_alone_pays_all_two_at_once_half_each_and_nobody_the_idle_time() -> 
 
 def test_each_stretch_costs_what_its_price_says() -> None:
     sharing = meter((0, "3.60"), (10 * SECOND, "36"), (20 * SECOND, "0"))
-    begun = sharing.begin(5 * SECOND)
+    begun = began(sharing, 5 * SECOND)
     assert sharing.price_number == 0
     assert sharing.end(begun, 30 * SECOND) == Decimal("0.105")
     assert sharing.price_number == 2
@@ -51,21 +58,21 @@ def test_each_stretch_costs_what_its_price_says() -> None:
 
 def test_new_prices_hold_from_now_on_and_what_was_charged_stays() -> None:
     sharing = meter((0, "3.60"))
-    begun = sharing.begin(0)
+    begun = began(sharing, 0)
     sharing.change_prices([(-HOUR, Decimal("7.20")), (20 * SECOND, Decimal("72"))], 10 * SECOND)
     assert sharing.end(begun, 30 * SECOND) == Decimal("0.010") + Decimal("0.020") + Decimal("0.200")
 
 
 def test_a_clock_that_goes_back_charges_nothing_twice() -> None:
     sharing = meter((0, "3.60"))
-    begun = sharing.begin(10 * SECOND)
+    begun = began(sharing, 10 * SECOND)
     assert sharing.end(begun, 5 * SECOND) == 0
     assert sharing.shares(10 * SECOND).idle == Fraction("0.010")
 
 
 def test_the_crumbs_of_a_division_are_idle_when_nobody_is_left() -> None:
     sharing = meter((0, "0.000000001"))
-    three = [sharing.begin(0) for _ in range(3)]
+    three = [began(sharing, 0) for _ in range(3)]
     charges = [sharing.end(begun, 1) for begun in three]
     assert charges == [0, 0, 0]
     shares = sharing.shares(1)
@@ -123,8 +130,11 @@ def test_any_interleaving_is_charged_like_the_slow_way_and_adds_up_exactly(
         now += wait
         slowly.advance(now)
         if begins:
-            begun[number] = sharing.begin(now)
-            slowly.owed[number] = Fraction(0)
+            request_begun = sharing.begin(now)
+            assert (request_begun is None) == (not prices or now < prices[0][0])
+            if request_begun is not None:
+                begun[number] = request_begun
+                slowly.owed[number] = Fraction(0)
         elif begun:
             request = sorted(begun)[which % len(begun)]
             charge = sharing.end(begun.pop(request), now)
@@ -153,10 +163,12 @@ def test_no_charge_is_above_the_bound_for_its_seconds(
     for wait, begins, _ in steps:
         now += wait
         if begins:
-            others.append(sharing.begin(now))
+            others += [begun for begun in [sharing.begin(now)] if begun is not None]
         elif others:
             sharing.end(others.pop(), now)
     begun = sharing.begin(now)
+    if begun is None:
+        return
     bound = sharing.upper_bound_nano_usd(duration)
     for other in others:
         sharing.end(other, now)
@@ -199,6 +211,19 @@ def test_a_service_is_charged_for_all_its_gpus_and_the_row_says_by_which_price()
     assert ours.priced_by == "gpu:brev@2026-01-01T00:00:20Z"
     assert ours.shares().idle == 0
     assert metered(watch, *prices, gpu="NVIDIA H100").priced_by == "gpu:brev,gpu=*H100*@2026-01-01"
+
+
+def test_a_meter_in_a_directory_is_shared_by_all_who_give_that_directory(tmp_path: Path) -> None:
+    watch = Watch(NEW_YEAR_NS)
+    one, other = [service_meter(entry(), [price("1.80")], watch, tmp_path) for _ in range(2)]
+    assert one is not None
+    assert other is not None
+    first, second = one.begin(), other.begin()
+    watch.now += 10 * SECOND
+    assert (one.end(first), other.end(second)) == (Decimal("0.005"), Decimal("0.005"))
+    assert other.shares() == one.shares()
+    one.close()
+    other.close()
 
 
 def test_without_a_price_or_a_gpu_there_is_no_meter() -> None:

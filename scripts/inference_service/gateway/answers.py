@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """`query` is the undecoded query string. Names of `headers` are lower-case; of several of one name the last counts."""
+    """`query` is the undecoded query string; names of `headers` are lower-case, and of several the last counts."""
 
     method: str
     path: str

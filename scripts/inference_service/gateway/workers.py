@@ -15,16 +15,17 @@ from collections.abc import Callable
 
 log = logging.getLogger("gateway")
 
-_SHORTEST_LIFE_SECONDS = 1.0
+_SHORT_LIFE_SECONDS = 10.0
+_LONGEST_PAUSE_SECONDS = 5.0
 
 Serve = Callable[[int, Callable[[], None]], None]
-"""Serves until told to end. Gets a descriptor that reads as ended once the parent is gone, and whom to call when ready."""
+"""Serves until told to end: gets a descriptor that ends when the parent is gone, and what to call when it is ready."""
 
 
 def supervise(count: int, serve: Serve, announce: Callable[[], None]) -> int:
     """Run `count` workers until TERM or Ctrl-C; returns the exit status. `announce` is called once all are ready.
 
-    A worker that cannot start ends everything: the others would not do better.
+    A worker that ends before all were ready ends everything: the others would not do better. Later it is replaced.
     """
     alive_read, alive_write = os.pipe()
     ready_read, ready_write = os.pipe()
@@ -51,27 +52,34 @@ def supervise(count: int, serve: Serve, announce: Callable[[], None]) -> int:
         start()
     status = 0
     waiting_for = count
+    # When those that died are replaced: one that dies as soon as it lives is not to take the processor from the others.
+    due: list[float] = []
+    pause = 0.0
     os.set_blocking(ready_read, False)
-    while born:
+    while born or (due and not ending):
         if waiting_for and not ending:
             waiting_for -= _readiness_told(ready_read)
             if not waiting_for:
                 announce()
-        # Looked at often while they start, as nobody may send anything before all are ready.
-        pid, code = os.waitpid(-1, os.WNOHANG)
+        now = time.monotonic()
+        while due and due[0] <= now and not ending:
+            due.pop(0)
+            start()
+        pid, code = os.waitpid(-1, os.WNOHANG) if born else (0, 0)
         if pid == 0:
+            # Looked at often while they start, as nobody may send anything before all are ready.
             time.sleep(0.01 if waiting_for else 0.1)
             continue
-        lived = time.monotonic() - born.pop(pid)
+        lived = now - born.pop(pid)
         if ending:
             continue
-        if waiting_for or lived < _SHORTEST_LIFE_SECONDS:
-            log.error("a worker ended as soon as it was started (status %d)", os.waitstatus_to_exitcode(code))
+        log.error("worker %d ended (status %d)", pid, os.waitstatus_to_exitcode(code))
+        if waiting_for:
             status = 1
             end(0, None)
-        else:
-            log.error("worker %d ended (status %d) and is replaced", pid, os.waitstatus_to_exitcode(code))
-            start()
+            continue
+        pause = min(2 * pause + 0.1, _LONGEST_PAUSE_SECONDS) if lived < _SHORT_LIFE_SECONDS else 0.0
+        due.append(now + pause)
     return status
 
 

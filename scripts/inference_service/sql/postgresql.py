@@ -38,6 +38,8 @@ _CONNECTING: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "application_name": "tao-inference-gateway",
+    # Of a database without an encoding (SQL_ASCII, what initdb makes in the C locale) psycopg gives bytes for texts.
+    "client_encoding": "UTF8",
 }
 
 # Quoted text and casts may hold a colon that begins no parameter; a percent sign is psycopg's own.

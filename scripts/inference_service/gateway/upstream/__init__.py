@@ -9,7 +9,7 @@ from inference_service.gateway.upstream.errors import (
     TimedOut,
     UpstreamError,
 )
-from inference_service.gateway.upstream.origin import OWN_HEADERS, Origin, header_block, parse_base
+from inference_service.gateway.upstream.origin import OWN_HEADERS, HeaderBlock, Origin, header_block, parse_base
 from inference_service.gateway.upstream.pool import Pool
 from inference_service.gateway.upstream.response import Response
 
@@ -18,6 +18,7 @@ __all__ = [
     "BadAnswer",
     "Closed",
     "ConnectFailed",
+    "HeaderBlock",
     "Origin",
     "Pool",
     "PoolBusy",

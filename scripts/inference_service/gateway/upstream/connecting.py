@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import ssl
@@ -58,6 +59,9 @@ async def connect(
 
 
 async def _addresses(loop: asyncio.AbstractEventLoop, origin: Origin) -> list[str]:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(origin.host)
+        return [origin.host]  # no need for a thread that asks the resolver
     found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 

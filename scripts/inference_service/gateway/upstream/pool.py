@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator
 from inference_service.gateway.upstream.connecting import connect
 from inference_service.gateway.upstream.connection import Connection
 from inference_service.gateway.upstream.errors import PoolBusy, Reset, UpstreamError
-from inference_service.gateway.upstream.origin import Origin, check_block, request_start
+from inference_service.gateway.upstream.origin import HeaderBlock, Origin, check_block, request_start
 from inference_service.gateway.upstream.response import Response
 
 STALE_SECONDS = 1.0  # a kept connection that its upstream closed meanwhile shows it within a round trip
@@ -54,7 +54,6 @@ class Pool:
         self.idle_timeout = idle_timeout
         self.closed = False
         self._ssl = ssl
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = 0  # taken
         self._idle: list[Connection] = []
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
@@ -90,10 +89,12 @@ class Pool:
     ) -> Response:
         """Send one request; returns as soon as the status and headers of its answer are there.
 
-        `headers` are encoded lines (`origin.header_block` makes and checks them), without those of OWN_HEADERS: Host,
-        Accept-Encoding and the framing are written here. A body that is an iterator is pulled as fast as the upstream
-        takes it, and sent in chunks unless its `length` is known. An answer of 400 and above that comes before the
-        whole of it ends the sending.
+        `headers` are encoded lines without those of OWN_HEADERS: Host, Accept-Encoding and framing are written here.
+        `header_block` makes them; two of its blocks may be added; any other bytes are checked, which takes a few
+        microseconds unless they are the same object as last time.
+
+        A body that is an iterator is pulled as fast as the upstream takes it, and sent in chunks unless its `length`
+        is known. An answer of 400 and above that comes before the whole of it ends the sending.
 
         `timeout` is the longest time in seconds to wait for the upstream at a stretch: for a free connection, for the
         head of the answer from the end of the request on, for room for more of the body, then for each next piece.
@@ -182,7 +183,6 @@ class Pool:
 
     async def _obtain(self, timeout: float) -> Connection:
         loop = asyncio.get_running_loop()
-        self._loop = self._loop or loop
         while True:
             if self.closed:
                 raise self._refusal()
@@ -190,12 +190,13 @@ class Pool:
             if self._slots < self.max_connections:
                 self._slots += 1
             else:
-                connection = await self._wait(loop, timeout)
+                # One may have come back while a second attempt was on its way here.
+                connection = self._take_idle() or await self._wait(loop, timeout)
             if connection is None:
                 return await self._connect(loop, timeout)
-            if not connection.closed:
+            if not connection.closed and not connection.transport.is_closing():
                 return connection
-            # It ended between being handed over and now, and has freed its slot.
+            connection.drop()  # it ended between being handed over and now, and its slot is free
 
     async def _wait(self, loop: asyncio.AbstractEventLoop, timeout: float) -> Connection | None:
         """A connection, or None: a slot for one."""
@@ -211,11 +212,17 @@ class Pool:
                     self._free_slot()
                 elif not connection.closed:
                     self.release(connection)
+            self._forget(waiter)
+            raise
+        except PoolBusy:
+            self._forget(waiter)
             raise
         finally:
             timer.cancel()
-            with contextlib.suppress(ValueError):
-                self._waiters.remove(waiter)  # nobody will hand it anything
+
+    def _forget(self, waiter: asyncio.Future[Connection | None]) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiters.remove(waiter)
 
     def _give_up(self, waiter: asyncio.Future[Connection | None], timeout: float) -> None:
         if not waiter.done():
@@ -274,16 +281,17 @@ class Pool:
         if line != self._last_line:
             self._last_start = request_start(self.origin, method, target)
             self._last_line = line
-        if headers is not self._last_headers:
+        if headers.__class__ is not HeaderBlock and headers is not self._last_headers:
             check_block(headers)
             self._last_headers = headers
         if isinstance(body, bytes):
             if body or method not in _BODILESS:
-                return b"%b%bcontent-length: %d\r\n\r\n" % (self._last_start, headers, len(body))
-            return b"%b%b\r\n" % (self._last_start, headers)
+                length = len(body)
+            else:
+                return b"".join((self._last_start, headers, b"\r\n"))
         if length is None:
-            return b"%b%btransfer-encoding: chunked\r\n\r\n" % (self._last_start, headers)
-        return b"%b%bcontent-length: %d\r\n\r\n" % (self._last_start, headers, length)
+            return b"".join((self._last_start, headers, b"transfer-encoding: chunked\r\n\r\n"))
+        return b"".join((self._last_start, headers, b"content-length: %d\r\n\r\n" % length))
 
     def _refusal(self) -> UpstreamError:
         return PoolBusy(f"the connections to {self.origin} are being closed")

@@ -140,6 +140,8 @@ class Response:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _more(self) -> None:
+        if self.waiter is not None:
+            raise RuntimeError("this answer is being read already")
         connection = self.connection
         self.waiter = waiter = connection.loop.create_future()
         connection.expect_within(self.timeout)
