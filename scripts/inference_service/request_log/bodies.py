@@ -23,7 +23,10 @@ _AT_ONCE = 50
 _RETRY_SECONDS = 1.0
 
 # Keys that this process was never given: a caller may have put one into a prompt.
-_KEYS = re.compile(r"\b(?:sk|tao)-[A-Za-z0-9]{2,}[-_A-Za-z0-9]{12,}|\b(?i:bearer)\s+[-._~+/A-Za-z0-9]{12,}=*")
+_KEYS = re.compile(
+    r"\bsk-(?=[-_A-Za-z]*[0-9])[-_A-Za-z0-9]{16,}|\btao-[A-Za-z0-9]{8}-[-_A-Za-z0-9]{12,}"
+    r"|\b(?i:bearer)\s+[-._~+/A-Za-z0-9]{12,}=*"
+)
 # Media are recognisable by their beginning, and nobody reads the rest.
 _MEDIA = re.compile(r"(data:[-+.\w]{1,60}/[-+.\w]{1,60};base64,[A-Za-z0-9+/]{16})[A-Za-z0-9+/]+={0,2}")
 
