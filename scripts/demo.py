@@ -191,10 +191,12 @@ def _what_is_served(network_arch: str) -> str:
 def _ask_as_any_client_does(url: str, key: str, model: str, prompt: str) -> dict[str, Any]:
     """What the OpenAI SDK makes of the gateway's answer."""
     from openai import OpenAI
+    from openai.types.chat import ChatCompletionMessageParam
 
     output.note(f">>> OpenAI(base_url='{url}/v1', api_key=…).chat.completions.create(model={model!r}, …)")
     with OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
-        answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}])
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": prompt}]
+        answer = client.chat.completions.create(model=model, messages=messages, temperature=0)
     usage = answer.usage.model_dump(exclude_none=True) if answer.usage else {}
     return {"content": answer.choices[0].message.content or "", "usage": usage}
 

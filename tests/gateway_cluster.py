@@ -103,9 +103,13 @@ def gateway_cluster(folder: Path) -> Iterator[GatewayCluster]:
         made.kubectl("create", "-f", "-", stdin=json.dumps(_object("Secret", "tao-gateway", stringData=values)))
         files = {file.name: file.read_text() for file in Path(anthropic_api.__file__).parent.glob("*.py")}
         made.kubectl("create", "-f", "-", stdin=json.dumps(_object("ConfigMap", "doubles", data=files)))
+        # First what the gateway connects to: before a node knows a Service, whoever is behind its way out may answer.
+        for neighbour in ("postgresql", "anthropic"):
+            made.kubectl("apply", "--filename", str(OVERLAY / f"{neighbour}.yaml"))
+        for neighbour in ("postgresql", "anthropic"):
+            made.wait(neighbour)
         made.kubectl("apply", "--kustomize", str(OVERLAY))
-        for deployment in ("postgresql", "anthropic", "tao-gateway"):
-            made.wait(deployment)
+        made.wait()
         port = made.kubectl("get", "service", "tao-gateway", "-o", "jsonpath={.spec.ports[0].nodePort}")
         made.url = f"http://{_node_address(namespace)}:{port}"
         eventually(_answers(made), timeout=60)

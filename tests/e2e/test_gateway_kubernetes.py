@@ -172,7 +172,7 @@ def test_a_service_of_the_cluster_is_reached_by_its_cluster_address(
     start = ("--platform", "kubernetes", "--network-arch", "smollm2", "--model-path", SMOLLM2_MODEL)
     started = run_script("start_service", *start, "--service-type", "ClusterIP", timeout=300).document
     try:
-        entry = run_script("registry", "show", started["job_id"]).document
+        (entry,) = run_script("registry", "show", started["job_id"]).document["services"]
         assert entry["docker_url"].startswith(f"http://{cluster.cluster_address(entry['platform_job_id'])}:")
         key = cluster.callers("add", "neighbour")["api_key"]
         services = {started["job_id"]: {**entry, "host_url": entry["docker_url"]}}

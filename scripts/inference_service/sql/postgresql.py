@@ -20,6 +20,10 @@ _EXPRESSIONS = Expressions(
     day=lambda column: f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
     hour=lambda column: f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24')",
     epoch=lambda column: f"EXTRACT(EPOCH FROM {column})::float8",
+    nearest_ranks=lambda column, percents: (
+        f"percentile_disc(ARRAY[{', '.join(str(percent / 100) for percent in percents)}])"
+        f" WITHIN GROUP (ORDER BY {column})"
+    ),
     tag_pairs=lambda column: f"jsonb_each_text({column}) AS tag",
     for_update=" FOR UPDATE",
 )
@@ -34,6 +38,8 @@ _CONNECTING: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "application_name": "tao-inference-gateway",
+    # Of a database without an encoding (SQL_ASCII, what initdb makes in the C locale) psycopg gives bytes for texts.
+    "client_encoding": "UTF8",
 }
 
 # Quoted text and casts may hold a colon that begins no parameter; a percent sign is psycopg's own.
