@@ -24,7 +24,7 @@ COPY references/ /opt/tao-run-inference-service/references/
 COPY versions.yaml /opt/tao-run-inference-service/
 
 FROM build AS build-gateway
-RUN pip install "uvicorn>=0.30" "httptools>=0.6" "uvloop>=0.19" "orjson>=3.10" "psycopg[binary]>=3.2" \
+RUN pip install "uvicorn>=0.54" "httptools>=0.6.3" "uvloop>=0.19" "orjson>=3.9.10" "psycopg[binary]>=3.1.18" \
         "jsonschema>=4.18" "platformdirs>=4" "psutil>=5.9" "PyYAML>=6" "requests>=2.31" "rich>=13" \
     && rm -rf /opt/venv/lib/python3*/site-packages/pip /opt/venv/lib/python3*/site-packages/setuptools
 COPY scripts/inference_service/ /opt/tao-run-inference-service/scripts/inference_service/

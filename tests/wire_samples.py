@@ -60,7 +60,9 @@ class Answer:
 def _tools(draw: st.DrawFn) -> tuple[Tool, ...]:
     tools = []
     for number in range(draw(st.integers(0, 3))):
-        arguments = json.dumps(draw(st.dictionaries(TEXT, TEXT | st.integers() | st.none(), max_size=2)))
+        arguments = json.dumps(
+            draw(st.dictionaries(TEXT, TEXT | st.integers(-(2**63), 2**64 - 1) | st.none(), max_size=2))
+        )
         middle = draw(st.integers(1, max(1, len(arguments) - 1)))
         pieces = draw(st.sampled_from([(), (arguments,), (arguments[:middle], arguments[middle:])]))
         tools.append(Tool(f"toolu_{number}", draw(st.sampled_from(["weather", "time"])), tuple(p for p in pieces if p)))

@@ -17,19 +17,29 @@ from typing import Any
 
 BYTES_PER_TOKEN = 3
 """Of text, in estimates."""
+# A chat template, and the instructions for the use of tools: up to 804 tokens by
+# https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview
 PROMPT_OVERHEAD_TOKENS = 1_000
-"""What a vendor adds to a prompt that is not in the request: a chat template, and the instructions for the use of tools
-(https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview: up to 804 tokens)."""
+"""What a vendor adds to a prompt that is not in the request."""
 TOKENS_OF_LINKED_MEDIUM = 5_000
 """The most that an image given by its URL costs: those few bytes say nothing of its size."""
 LARGEST_PROMPT_TOKENS = 1_000_000
 """No model's context is longer, so that no request can use more."""
 
+# Fields of Anthropic's `usage` whose other values have prices of their own, and the values that have not
+# (https://platform.claude.com/docs/en/build-with-claude/fast-mode and …/data-residency).
+_STANDARD_TERMS = (
+    ("service_tier", (None, "standard")),
+    ("speed", (None, "standard")),
+    ("inference_geo", (None, "global", "not_available", "")),
+)
+
 
 @dataclass(frozen=True)
 class Usage:
     """Tokens of one request. `input_tokens` is all of the prompt: what was read from the cache and written to it is in
-    it, and counted apart beside it. `estimated`: nobody reported them, they were worked out from what was produced."""
+    it, and counted apart beside it. `estimated`: nobody reported them, they were worked out from what was produced.
+    `terms` is what the vendor reports beside the tokens that bears on their price, where it is not the standard."""
 
     input_tokens: int
     output_tokens: int
@@ -37,6 +47,7 @@ class Usage:
     cache_write_5m_tokens: int = 0
     cache_write_1h_tokens: int = 0
     estimated: bool = False
+    terms: tuple[tuple[str, str | int], ...] = ()
 
     @property
     def uncached_tokens(self) -> int:
@@ -70,10 +81,10 @@ def from_anthropic(usage: Mapping[str, Any]) -> Usage | None:
     written = _count(usage, "cache_creation_input_tokens") or 0
     split = usage.get("cache_creation")
     if not split and not written:
-        return Usage(uncached + read, output, read)
+        return Usage(uncached + read, output, read, terms=_terms(usage))
     one_hour = _count(split, "ephemeral_1h_input_tokens") or 0
     written = max(written, one_hour + (_count(split, "ephemeral_5m_input_tokens") or 0))
-    return Usage(uncached + read + written, output, read, written - one_hour, one_hour)
+    return Usage(uncached + read + written, output, read, written - one_hour, one_hour, terms=_terms(usage))
 
 
 def merge(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,6 +111,7 @@ def estimate(reported: Usage | None, *, body_bytes: int, produced_bytes: int, de
         reported.cache_write_5m_tokens,
         reported.cache_write_1h_tokens,
         estimated=True,
+        terms=reported.terms,
     )
 
 
@@ -116,6 +128,17 @@ def input_upper_bound(body_bytes: int, linked_media: int = 0) -> int:
     """
     bound = body_bytes + PROMPT_OVERHEAD_TOKENS + linked_media * TOKENS_OF_LINKED_MEDIUM
     return bound if bound < LARGEST_PROMPT_TOKENS else LARGEST_PROMPT_TOKENS
+
+
+def _terms(usage: Mapping[str, Any]) -> tuple[tuple[str, str | int], ...]:
+    terms: tuple[tuple[str, str | int], ...] = ()
+    for name, standard in _STANDARD_TERMS:
+        value = usage.get(name)
+        if value not in standard:
+            terms += ((name, str(value)),)
+    tools = usage.get("server_tool_use")
+    searches = _count(tools, "web_search_requests") if tools else None
+    return (*terms, ("web_search_requests", searches)) if searches else terms
 
 
 def _count(usage: object, name: str) -> int | None:

@@ -6,7 +6,8 @@ never 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
@@ -38,6 +39,8 @@ class ModelPrice:
     """The price of one model from a moment on. `bands` are in the order of their prompts' size; the last has no bound.
 
     `effective_from` is None where the price holds from the beginning. `priced_by` names all this in a request's row.
+    `multipliers` (thousandths, by term and value) and `fees` (1e-15 USD for each, by term) are for the terms that are
+    not the standard (`Usage.terms`).
     """
 
     model: str
@@ -45,6 +48,8 @@ class ModelPrice:
     effective_from: datetime | None
     source: str
     priced_by: str
+    multipliers: Mapping[tuple[str, str | int], int] = field(default_factory=dict)
+    fees: Mapping[str, int] = field(default_factory=dict)
 
     def cost(self, usage: Usage) -> Decimal | None:
         """USD, exactly; None where the request cannot be priced (`unpriced_because`)."""
@@ -78,7 +83,7 @@ class ModelPrice:
             if rates.cache_write_1h is None or written_1h < 0:
                 return None
             amount += written_1h * rates.cache_write_1h
-        return amount
+        return self._by_terms(amount, usage.terms) if usage.terms else amount
 
     def unpriced_because(self, usage: Usage) -> str | None:
         """Why this request has no cost; None where it has one."""
@@ -95,13 +100,15 @@ class ModelPrice:
         if usage.uncached_tokens < 0:
             return f"more tokens were read from and written to the cache than its prompt has: {usage}"
         unknown = [name for name, (tokens, rate) in parts.items() if tokens and rate is None]
+        unknown += [f"{name}={value}" for name, value in usage.terms if self._by_terms(0, ((name, value),)) is None]
         return f"for {self.model} the price of {' and '.join(unknown)} is not known"
 
     def upper_bound_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
         """The most, in 1e-9 USD and rounded up, that a request of at most so many tokens can cost.
 
         It is the dearest of all bands that such a prompt can fall into, every token of it read, written or sent in the
-        dearest way. A part whose price is not known is not in it: a request that uses one has no cost at all.
+        dearest way, on the dearest terms. A part whose price is not known is not in it: a request that uses one has no
+        cost at all. Nor are fees, because nobody knows how often they will be due.
         """
         most = smallest = 0
         for rates in self.bands:
@@ -113,7 +120,27 @@ class ModelPrice:
             if amount > most:
                 most = amount
             smallest = (bound or 0) + 1
+        for name in {name for name, _ in self.multipliers}:
+            dearest = max(multiplier for (of, _), multiplier in self.multipliers.items() if of == name)
+            most = -(-most * max(1000, dearest) // 1000)
         return money.nano_of(most)
+
+    def _by_terms(self, amount: int, terms: Iterable[tuple[str, str | int]]) -> int | None:
+        """The amount on these terms; None where one of them has no price."""
+        fees = 0
+        for name, value in terms:
+            if isinstance(value, int):
+                fee = self.fees.get(name)
+                if fee is None:
+                    return None
+                fees += fee * value
+            else:
+                multiplier = self.multipliers.get((name, value))
+                if multiplier is None:
+                    return None
+                # Exact for one term, because a token's price has a factor of 1000; else up to 1e-15 USD more.
+                amount = -(-amount * multiplier // 1000)
+        return amount + fees
 
     def _rates(self, prompt_tokens: int) -> Rates:
         for rates in self.bands:

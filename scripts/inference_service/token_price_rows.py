@@ -21,6 +21,7 @@ _PARTS = ("input", "output", "cache_write_5m", "cache_write_1h", "cached")
 _DECIMALS = 6
 _FEMTO_PER_MILLIONTH = 1000
 """1e-15 USD for one token where a million of them cost 1e-6 USD."""
+_FEMTO_PER_MICRO = 10**9
 _BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
 
 
@@ -30,6 +31,18 @@ class BatchRule:
 
     models: str
     thousandths: int
+
+
+@dataclass(frozen=True)
+class TermRule:
+    """What a term that is not the standard does to the price of models that match the pattern: `thousandths` of it for
+    that value, or `femto_each` (1e-15 USD) for each that is counted."""
+
+    models: str
+    term: str
+    value: str | None
+    thousandths: int = 0
+    femto_each: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,7 @@ def read(files: Sequence[Path]) -> TokenPrices:
     prefixes: list[str] = []
     suffixes: list[re.Pattern[str]] = []
     batches: list[BatchRule] = []
+    terms: list[TermRule] = []
     for file in files:
         document = pricing_file.read(file)
         names = document.get("token_model_names", {})
@@ -87,6 +101,8 @@ def read(files: Sequence[Path]) -> TokenPrices:
         prefixes += names.get("prefixes", ())
         suffixes += [_suffix(text, number, file) for number, text in enumerate(names.get("suffixes", ()))]
         batches += [_batch_rule(row, n, file) for n, row in enumerate(document.get("batch_multipliers", ()))]
+        terms += [_term_rule(row, n, file) for n, row in enumerate(document.get("term_prices", ()))]
+    models = {model: tuple(_with_terms(price, terms) for price in prices) for model, prices in models.items()}
     return TokenPrices(models, tuple(prefixes), tuple(suffixes), aliases, tuple(batches))
 
 
@@ -158,6 +174,27 @@ def _suffix(text: str, number: int, file: Path) -> re.Pattern[str]:
 def _batch_rule(row: Mapping[str, Any], number: int, file: Path) -> BatchRule:
     key = f"batch_multipliers.{number}.multiplier"
     return BatchRule(row["models"], _whole(pricing_file.number(row["multiplier"], file, key), 3, key, file))
+
+
+def _term_rule(row: Mapping[str, Any], number: int, file: Path) -> TermRule:
+    key = f"term_prices.{number}"
+    if "usd_each" in row:
+        each = _whole(pricing_file.number(row["usd_each"], file, key), _DECIMALS, f"{key}.usd_each", file)
+        return TermRule(row["models"], row["term"], None, femto_each=each * _FEMTO_PER_MICRO)
+    thousandths = _whole(pricing_file.number(row["multiplier"], file, key), 3, f"{key}.multiplier", file)
+    return TermRule(row["models"], row["term"], row["value"], thousandths=thousandths)
+
+
+def _with_terms(price: ModelPrice, rules: Sequence[TermRule]) -> ModelPrice:
+    multipliers: dict[tuple[str, str | int], int] = {}
+    fees: dict[str, int] = {}
+    for rule in rules:
+        if fnmatchcase(price.model, rule.models):
+            if rule.value is None:
+                fees.setdefault(rule.term, rule.femto_each)
+            else:
+                multipliers.setdefault((rule.term, rule.value), rule.thousandths)
+    return replace(price, multipliers=multipliers, fees=fees) if multipliers or fees else price
 
 
 def _reduced(price: ModelPrice, thousandths: int) -> ModelPrice:

@@ -295,11 +295,13 @@ def test_an_upstream_that_resets_every_connection_cannot_be_reached(stack: Stack
     assert caught.value.status_code in (502, 503)
 
 
-def test_the_vendors_own_refusal_is_a_bad_request_with_its_words(stack: Stack) -> None:
-    with pytest.raises(openai.BadRequestError, match="deprecated for this model"):
+def test_what_a_model_does_not_take_is_a_bad_request_that_names_it(stack: Stack) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(stack, THINKER, "Hi", temperature=0.5)
-    with pytest.raises(openai.BadRequestError, match="forces tool use"):
+    with pytest.raises(openai.BadRequestError, match="tool"):
         ask(stack, THINKER, "Hi", tools=TOOLS, tool_choice="required")
+    with pytest.raises(openai.BadRequestError, match="64000"):
+        ask(stack, CLAUDE, "Hi", max_tokens=100_000)  # the vendor's own words
 
 
 def test_a_temperature_reaches_a_model_that_takes_it(stack: Stack) -> None:

@@ -197,4 +197,4 @@ def test_dimensions_may_be_repeated_or_separated_by_commas(named: list[str], exp
 def test_an_unknown_dimension_is_refused_by_name(named: str) -> None:
     with pytest.raises(BadInput) as caught:
         report.dimensions([named])
-    assert "caller,service,model,day" in caught.value.fix
+    assert "--by caller,team,project,service,model,tag," in caught.value.fix

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from inference_service.callers.pools import Admission
 from inference_service.callers.refusals import LimitExceeded, LimitsUnavailable
 from inference_service.errors import ToolError
 from inference_service.sql import Database
+
+log = logging.getLogger("gateway")
 
 __all__ = ["Accounts", "Admission", "LimitExceeded", "LimitsUnavailable"]
 
@@ -85,15 +88,29 @@ class Accounts:
         await self._load()
         self._following = asyncio.get_running_loop().create_task(self._follow())
 
+    async def look_after(self) -> None:
+        """What has to be done about once a second: follow the callers' changes, give back what is idle, show that this
+        process lives, and now and then clean up. `start` sees to it."""
+        before = self.trouble
+        await self.refresh()
+        await self._admissions.look_after()
+        if self._ticks() - self._forgot_at > _FORGET_EVERY:
+            self._forgot_at = self._ticks()
+            with contextlib.suppress(ToolError, asyncio.TimeoutError):
+                await _within(self._directory_thread, self._forget)
+        if self.trouble and not before:
+            log.error("callers' changes and limits cannot be looked up: %s", self.trouble)
+        elif before and not self.trouble:
+            log.warning("callers' changes and limits can be looked up again")
+
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(_EVERY)
-            await self.refresh()
-            await self._admissions.look_after()
-            if self._ticks() - self._forgot_at > _FORGET_EVERY:
-                self._forgot_at = self._ticks()
-                with contextlib.suppress(ToolError, asyncio.TimeoutError):
-                    await _within(self._directory_thread, self._forget)
+            try:
+                await self.look_after()
+            except Exception:
+                # Whatever it is: without this task nobody would be locked out any more.
+                log.exception("callers' changes and limits could not be looked after")
 
     async def close(self) -> None:
         """Give back what was not used; what is spent and not yet recorded stays set aside. Call it when no request is

@@ -284,7 +284,17 @@ def _ask(account: Account, pool: Pool) -> Ask:
     if pool.waiting:
         least = max(1, pool.least_waiting - pool.available)
         want = max(least, pool.waiting - pool.available)
-    return Ask(account.caller_id, pool.quantity.name, pool.start, pool.limit, pool.granted, least, want, pool.ahead)
+    return Ask(
+        account.caller_id,
+        pool.quantity.name,
+        pool.start,
+        pool.limit,
+        known=pool.granted,
+        debt=max(0, -pool.available),
+        least=least,
+        want=want,
+        ahead=pool.ahead,
+    )
 
 
 def _put(pool: Pool, ask: Ask, grant: Grant, ticks: float) -> None:

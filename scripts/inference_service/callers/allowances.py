@@ -38,14 +38,15 @@ Return = tuple[Key, int]
 @dataclass(frozen=True)
 class Ask:
     """What a gateway wants of one allowance: at least `least`, otherwise nothing (it helps no request); `want` if it is
-    there; and up to `ahead` more as far as that is a small part of what is left. `known` is what it was granted before.
-    A `want` of 0 grants nothing."""
+    there; and up to `ahead` more as far as that is a small part of what is left. `known` is what it was granted before,
+    `debt` what it gave out beyond that. A `want` of 0 grants nothing."""
 
     caller_id: str
     quantity: str
     window_start: int
     limit: int
     known: int
+    debt: int
     least: int
     want: int
     ahead: int
@@ -204,12 +205,13 @@ def _lease(cursor: Cursor, holder: str, now: Now, ask: Ask, used_before: int) ->
     mine, granted = row or (0, 0)
     # The holder knows of less: it gave something up, or a grant never reached it. Either way nobody will spend it.
     given_up = max(0, granted - ask.known)
-    mine -= given_up
+    # Below zero it is a debt, if the holder knows of it; else the lease is one that it had forgotten.
+    mine = max(mine - given_up, -ask.debt)
     of_others = held(cursor, now, _key_of(ask), besides=holder)
-    # A holder that spent more than it held is in debt (mine < 0): what it gets next pays that first.
+    # Who is in debt pays that first out of what it gets.
     left = ask.limit - used_before - of_others - mine
     amount = _granted(ask, left)
-    if amount or given_up:
+    if amount or given_up or ask.debt:
         cursor.execute(
             """
             INSERT INTO leases (caller_id, quantity, window_start, holder, amount, granted)

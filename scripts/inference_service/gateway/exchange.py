@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
+from inference_service import metering
 from inference_service.callers import money
 from inference_service.gateway import refusals
 from inference_service.gateway.refusals import Refusal
@@ -37,6 +38,7 @@ EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 _NOT_SENT = "not_sent"
 _FAILED = "failed"
+_FREE = "free"
 
 
 class Exchange:
@@ -51,10 +53,12 @@ class Exchange:
         "caller",
         "early",
         "entered",
+        "free",
         "gateway",
         "headers",
         "metered",
         "price",
+        "produced_bytes",
         "protocol",
         "reader",
         "receive",
@@ -112,9 +116,13 @@ class Exchange:
         self.translated: dict[str, Any] | None = None
         # What was read of a body before it turned out to be too long to be held.
         self.early: list[bytes] = []
-        # The stream that is being read along with, and the size of the body it answers: for what is aborted.
+        # What usage is estimated from where none was told: the stream that is being read along with, the sizes of the
+        # body and of an unstreamed answer's text.
         self.reader: StreamReader | None = None
         self.body_bytes = 0
+        self.produced_bytes = 0
+        # What is asked costs nothing at the upstream.
+        self.free = False
         # The place that was taken at the upstream, and whether what was done there counts as a success.
         self.entered: Guard | None = None
         self.succeeded: bool | None = None
@@ -226,8 +234,13 @@ class Exchange:
         row = self.row
         if self.reader is not None:
             self.usage = self.reader.usage
-            if not self.reader.finished:
+            if self.usage is None or not self.reader.finished:
                 self.usage = self.reader.estimate(self.body_bytes)
+        elif self.usage is None and self.sent_upstream and not self.free and self._was_worked_on():
+            # Its prompt was read, at the least: a budget must not be evaded by leaving before the answer.
+            self.usage = metering.estimate(
+                None, body_bytes=self.body_bytes, produced_bytes=self.produced_bytes, deltas=0
+            )
         row.total_seconds = total = now - self.arrived
         row.overhead_seconds = max(0.0, total - self.waited)
         row.response_bytes = self.answered_bytes
@@ -238,6 +251,13 @@ class Exchange:
             self.admission.settle(tokens, None if cost is None else money.nano_usd(cost))
             self.admission = None
         return self.gateway.record(self)
+
+    def _was_worked_on(self) -> bool:
+        """Whether the upstream worked on it although it told no usage: it was not refused, nor out of reach."""
+        row = self.row
+        if row.error_type in ("upstream_timeout", "upstream_cut"):
+            return True
+        return (row.http_status or 200) < 400 and row.error_type in (None, "client_disconnected", "draining")
 
     def _price(self) -> None:
         row, usage, route = self.row, self.usage, self.route
@@ -254,6 +274,8 @@ class Exchange:
             self.metered = None
         elif not self.sent_upstream:
             row.cost_usd, row.priced_by = self.gateway.zero, _NOT_SENT
+        elif self.free:
+            row.cost_usd, row.priced_by = self.gateway.zero, _FREE
         elif usage is None and row.http_status is not None and row.http_status >= 400 and route and not route.job_id:
             # The vendor bills no request that it answers with an error.
             row.cost_usd, row.priced_by = self.gateway.zero, _FAILED

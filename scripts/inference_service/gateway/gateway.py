@@ -24,7 +24,7 @@ from inference_service.gateway.forwarding import forward
 from inference_service.gateway.metrics_snapshot import Gauges
 from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.tracing import upstream_traceparent
-from inference_service.gateway.upstreams import PATHS
+from inference_service.gateway.upstreams import COUNT_PATH, PATHS
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-_MODEL_PATHS = {path.decode(): shape for shape, path in PATHS.items()}
+_MODEL_PATHS = {**{path.decode(): shape for shape, path in PATHS.items()}, COUNT_PATH.decode(): ANTHROPIC}
 _LOOPBACK_HOSTS = (b"localhost", b"127.0.0.1", b"[::1]")
 
 OWNER = Caller(id="owner", name="owner")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +25,7 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> int:
     """
     server.require_safe(settings)
     _log_to_standard_error()
+    _allow_many_connections()
     several = settings.workers > 1
     sock = server.listen(settings.host, settings.port, shared=several)
     settings = replace(settings, port=workers.port_of(sock))
@@ -43,6 +46,14 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> int:
     with tempfile.TemporaryDirectory(prefix="tao-gateway-") as folder:
         settings = replace(settings, run_directory=Path(folder))
         return workers.supervise(settings.workers, work, tell)
+
+
+def _allow_many_connections() -> None:
+    """Each request holds two descriptors, and the usual soft limit of 1024 would be reached by 500 streams."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _log_to_standard_error() -> None:

@@ -141,6 +141,7 @@ async def _send(exchange: Exchange, route: Route, body: _LongBody, length: int) 
     gateway = exchange.gateway
     upstream = route.upstream
     await forwarding.enter(exchange, route)
+    exchange.body_bytes = length
     exchange.begin_metering()
     try:
         began = perf_counter()

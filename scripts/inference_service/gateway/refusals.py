@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from inference_service.gateway.tapping import Shape
+from inference_service.gateway.translation import errors
 
 OPENAI: Shape = "openai"
 ANTHROPIC: Shape = "anthropic"
@@ -41,29 +42,15 @@ class Refusal(Exception):
         return [(b"retry-after", b"%d" % max(1, -int(-self.retry_after // 1)))]
 
 
-# The official SDKs choose their exception by the status; the type is for people and logs, in the vendors' own words.
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
-
-
 def body(refusal: Refusal, shape: Shape, request_id: str) -> bytes:
     """The refusal as the JSON error of that API; our own word for it stands in `code`."""
+    status = refusal.status
     if shape == ANTHROPIC:
-        type = _ANTHROPIC_TYPES.get(refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error")
-        error = {"type": type, "message": refusal.message, "code": refusal.type}
-        return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
-    type = "server_error" if refusal.status >= 500 else "invalid_request_error"
-    error = {"message": refusal.message, "type": type, "param": refusal.param, "code": refusal.type}  # type: ignore[dict-item]
-    return orjson.dumps({"error": error})
+        document = errors.anthropic(errors.anthropic_type(status), refusal.message, request_id)
+        document["error"]["code"] = refusal.type
+    else:
+        document = errors.openai(errors.openai_type(status), refusal.message, param=refusal.param, code=refusal.type)
+    return orjson.dumps(document)
 
 
 def event(refusal: Refusal, shape: Shape, request_id: str) -> bytes:

@@ -6,6 +6,7 @@ Upstreams outlive the tables that they are in: a reload drops no connection to a
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from inference_service.gateway.upstream.guard import Guard
 from inference_service.gateway.upstreams import Upstream
 from inference_service.gateway.vendor import Vendor
 from inference_service.registry import RUNNING, Registry
-from inference_service.service_meter import service_meter
+from inference_service.service_meter import ServiceMeter, service_meter
 from inference_service.token_pricing import PriceTable
 
 if TYPE_CHECKING:
@@ -61,10 +62,7 @@ class Reloading:
     def look(self) -> None:
         """Take over what has changed on disk; cheap when nothing has."""
         if self._gateway.prices.refresh():
-            log.info("prices reloaded")
-            self._gpu_prices = pricing.gpu_prices()
-            self._services.clear()
-            self._seen = None
+            self._change_gpu_prices()
         self._complain(self._gateway.prices.problem)
         seen = _stamp(self._registry_file)
         if seen == self._seen:
@@ -78,11 +76,13 @@ class Reloading:
         entries = {job_id: entry for job_id, entry in snapshot.services.items() if entry.status == RUNNING}
         for job_id in [*self._services]:
             if job_id not in entries:
-                self._services.pop(job_id)[1].upstream.pool.close()
+                _let_go(self._services.pop(job_id)[1])
         for job_id, entry in entries.items():
             known = self._services.get(job_id)
             if known is None or known[0] != entry:
                 route = self._route(entry)
+                if known is not None:
+                    _let_go(self._services.pop(job_id)[1])
                 if route is not None:
                     self._services[job_id] = entry, route
         self._renew_routes()
@@ -90,7 +90,7 @@ class Reloading:
     def close(self) -> None:
         """Let go of the connections to all upstreams."""
         for _, route in self._services.values():
-            route.upstream.pool.close()
+            _let_go(route)
         if self.vendor is not None:
             self.vendor.upstream.pool.close()
 
@@ -119,6 +119,7 @@ class Reloading:
             job_id=None,
             shape=ANTHROPIC,
             upstream=vendor.upstream,
+            described=vendor.models.get(model, {}),
         )
 
     def _route(self, entry: ServiceEntry) -> Route | None:
@@ -148,8 +149,28 @@ class Reloading:
             shape=OPENAI,
             upstream=upstream,
             streaming=arch.request.streaming if arch else True,
-            meter=service_meter(entry, self._gpu_prices),
+            meter=self._meter(entry),
         )
+
+    def _meter(self, entry: ServiceEntry) -> ServiceMeter | None:
+        # Workers share a service, and so its GPU: what one of them alone would see is not who uses it.
+        try:
+            return service_meter(entry, self._gpu_prices, shared_in=self._gateway.settings.run_directory)
+        except OSError as error:
+            log.warning("requests to %s are not priced: its meter cannot be shared: %s", entry.job_id, error)
+            return None
+
+    def _change_gpu_prices(self) -> None:
+        try:
+            self._gpu_prices = pricing.gpu_prices()
+        except ToolError as error:
+            self._complain(error)
+            return
+        log.info("prices reloaded")
+        for job_id, (entry, route) in [*self._services.items()]:
+            if route.meter is None or not route.meter.change_prices(self._gpu_prices):
+                self._services[job_id] = entry, replace(route, meter=self._meter(entry))
+        self._renew_routes()
 
     def _guard(self, name: str) -> Guard:
         facts = self._facts
@@ -160,6 +181,11 @@ class Reloading:
         if complaint and complaint != self._complaint:
             log.error("%s; what was loaded before stays in force", complaint)
         self._complaint = complaint
+
+
+def _let_go(route: Route) -> None:
+    """Close idle connections. What is under way goes on, and ends at its meter, which therefore stays open."""
+    route.upstream.pool.close()
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

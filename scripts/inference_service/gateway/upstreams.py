@@ -15,6 +15,7 @@ from inference_service.gateway.upstream.origin import header_block, parse_base
 from inference_service.gateway.upstream.pool import Pool
 
 PATHS = {OPENAI: b"/v1/chat/completions", ANTHROPIC: b"/v1/messages"}
+COUNT_PATH = PATHS[ANTHROPIC] + b"/count_tokens"
 
 
 class Upstream:

@@ -16,11 +16,13 @@ _TABLE = {
     "input_tokens": "tokens\nin",
     "output_tokens": "tokens\nout",
     "cached_tokens": "tokens\ncached",
+    "cache_write_tokens": "tokens\nto cache",
     "latency_p50_seconds": "p50\ns",
     "latency_p95_seconds": "p95\ns",
+    "latency_p99_seconds": "p99\ns",
     "cost_usd": "USD",
 }
-_ONLY_IF_ANY = ("unfinished", "cached_tokens", "cost_usd")
+_ONLY_IF_ANY = ("unfinished", "cached_tokens", "cache_write_tokens", "cost_usd")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -71,11 +73,17 @@ def _remarks(report: Report) -> list[str]:
     totals = report["totals"]
     remarks = []
     if totals["unpriced"]:
+        models = ", ".join(f"{_cell(each['model'])} ({each['requests']})" for each in report["unpriced_models"])
         remarks.append(
             f"{totals['unpriced']} of {totals['requests']} requests are unpriced: no cost of theirs is in USD"
+            f" (models: {models})"
         )
     if totals["unmetered"]:
         remarks.append(f"{totals['unmetered']} of {totals['requests']} requests have no token counts")
+    if totals["estimated"]:
+        remarks.append(f"tokens of {totals['estimated']} requests are estimates: nobody reported them")
+    if "tag" in report["by"]:
+        remarks.append("a request with several tags is in the group of each, and in the total once")
     return remarks
 
 
@@ -92,3 +100,42 @@ def _harmless(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
         return f"'{value}"
     return value
+
+
+def comparison(document: Report, stream: TextIO) -> None:
+    """Write a comparison with an invoice: a line per day and model, those that differ marked; the totals below."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    by_cost = document["compared"] == "cost"
+    grid = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("day", "model"):
+        grid.add_column(heading, overflow="fold")
+    measures = (
+        ("cost_usd",)
+        if by_cost
+        else tuple(name for name in document["lines"][0]["difference"])
+        if document["lines"]
+        else ()
+    )
+    for name in measures:
+        for side in ("ours", "theirs", "difference"):
+            grid.add_column(f"{name.removesuffix('_tokens').replace('_', ' ')}\n{side}", justify="right", no_wrap=True)
+    grid.add_column("")
+    for line in document["lines"]:
+        cells = [_cell(line[side][name]) for name in measures for side in ("ours", "theirs", "difference")]
+        grid.add_row(Text(line["day"]), Text(_cell(line["model"])), *cells, "" if line["matches"] else "differs")
+    console = Console(file=stream, width=None if stream.isatty() else 1000)
+    console.print(grid)
+    totals = document["totals"]
+    if by_cost:
+        console.print(
+            Text(
+                f"USD: ours {totals['ours_usd']}, theirs {totals['theirs_usd']}, difference {totals['difference_usd']}"
+            )
+        )
+    if document["unpriced"]:
+        console.print(Text(f"{document['unpriced']} of our requests are unpriced"))
+    console.print(Text("all within the tolerance" if document["matches"] else "there are differences"))

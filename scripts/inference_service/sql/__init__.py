@@ -13,7 +13,7 @@ from __future__ import annotations
 from inference_service.sql.database import Conflict, Cursor, Database, DatabaseUnusable, Values
 from inference_service.sql.opening import in_memory, open, sqlite_url
 from inference_service.sql.urls import refuse_password, without_password
-from inference_service.sql.values import as_decimal, as_moment, stored_time
+from inference_service.sql.values import as_decimal, as_moment, as_numbers, stored_time
 
 __all__ = [
     "Conflict",
@@ -23,6 +23,7 @@ __all__ = [
     "Values",
     "as_decimal",
     "as_moment",
+    "as_numbers",
     "in_memory",
     "open",
     "refuse_password",

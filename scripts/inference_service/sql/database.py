@@ -28,7 +28,8 @@ class Expressions:
     """What the dialects spell differently, each a function from a column's name to SQL.
 
     `decimal_sum`: the exact sum (read it with `as_decimal`). `day`, `hour`: a time's day `2026-01-31` and hour
-    `2026-01-31T09` in UTC, as text. `epoch`: a time's seconds since 1970, fractions included. `tag_pairs`: a join that
+    `2026-01-31T09` in UTC, as text. `epoch`: a time's seconds since 1970, fractions included. `nearest_ranks`:
+    the percentiles of a column's values, given in percent (read them with `as_numbers`). `tag_pairs`: a join that
     gives one row `(key, value)` named `tag` for each tag of a request. `for_update` ends a SELECT whose rows the
     transaction is about to change; a writing transaction of SQLite has all of them anyway.
     """
@@ -37,6 +38,7 @@ class Expressions:
     day: Callable[[str], str]
     hour: Callable[[str], str]
     epoch: Callable[[str], str]
+    nearest_ranks: Callable[[str, Sequence[int]], str]
     tag_pairs: Callable[[str], str]
     for_update: str
 

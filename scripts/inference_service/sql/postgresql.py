@@ -20,6 +20,10 @@ _EXPRESSIONS = Expressions(
     day=lambda column: f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
     hour=lambda column: f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24')",
     epoch=lambda column: f"EXTRACT(EPOCH FROM {column})::float8",
+    nearest_ranks=lambda column, percents: (
+        f"percentile_disc(ARRAY[{', '.join(str(percent / 100) for percent in percents)}])"
+        f" WITHIN GROUP (ORDER BY {column})"
+    ),
     tag_pairs=lambda column: f"jsonb_each_text({column}) AS tag",
     for_update=" FOR UPDATE",
 )

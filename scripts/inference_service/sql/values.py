@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 
@@ -17,6 +19,12 @@ def as_moment(value: str | datetime) -> datetime:
         # Python 3.10's fromisoformat does not know the suffix Z.
         value = datetime.fromisoformat(value.replace("Z", "+00:00"))
     return value.astimezone(timezone.utc)
+
+
+def as_numbers(value: str | Sequence[float] | None) -> list[float]:
+    """What `nearest_ranks` gives; nothing of nothing."""
+    numbers: Sequence[float] = json.loads(value) if isinstance(value, str) else value or ()
+    return list(numbers)
 
 
 def as_decimal(value: str | int | Decimal | None) -> Decimal | None:

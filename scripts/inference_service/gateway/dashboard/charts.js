@@ -36,7 +36,8 @@ class Chart {
     section.append(this.figure, this.none, this.legend, this.details, this.spoken);
     this.svg.addEventListener("pointermove", (event) => this.point(this.bucketAt(event)));
     this.svg.addEventListener("pointerdown", (event) => this.point(this.bucketAt(event)));
-    this.svg.addEventListener("pointerleave", () => this.point(null));
+    // A finger leaves when it is lifted, and then the tip is to be read.
+    this.svg.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && this.point(null));
     this.svg.addEventListener("blur", () => this.point(null));
     this.svg.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.data && this.paint()).observe(this.figure);

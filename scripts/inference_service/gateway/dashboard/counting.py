@@ -1,81 +1,34 @@
 """The request log counted per bucket of time, in the database.
 
-A bucket that is over does not change any more, but for rows that arrive late out of a journal. So what was counted is
-kept for a while, and a page that looks every few seconds costs the database the newest bucket each time, not the day.
+A bucket that is over does not change any more, but for rows that arrive late out of a journal or are deleted when they
+are old. So what was counted is kept, and looked at again now and then: are there as many rows as there were? A page
+that asks every few seconds costs the database the newest bucket each time, not the day.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from inference_service.gateway.dashboard.view import LATENCIES, View
-from inference_service.request_log.rows import UNFINISHED
-from inference_service.sql import Cursor
-
-BINS_PER_FACTOR = 1.1
-_SHORTEST = 0.0001
-_BINS = 190  # up to two hours
-_BOUNDS = [_SHORTEST * BINS_PER_FACTOR**number for number in range(_BINS)]
+from inference_service.gateway.dashboard import latencies
+from inference_service.gateway.dashboard.latencies import Bins
+from inference_service.gateway.dashboard.summing import Bucket, Cell
+from inference_service.gateway.dashboard.view import View
+from inference_service.sql import Cursor, Database
 
 _SETTLED_SECONDS = 120
-_KEPT_SECONDS = 300
-_MOST_KEPT = 4000
-
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What the requests of one bucket have in common, and their sums. `cost_usd` is a sum of binary fractions: good for
-    looking, while `usage_report.py` adds decimals."""
-
-    caller: str
-    team: str | None
-    model: str | None
-    route: str
-    http_status: int | None
-    error_type: str | None
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    cached_tokens: int
-    cost_usd: float
-    unpriced: int
-    estimated: int
-
-    @property
-    def failed(self) -> bool:
-        """Finished without an answer. A request that is under way has not failed."""
-        if self.error_type is not None:
-            return self.error_type != UNFINISHED
-        return self.http_status is not None and self.http_status >= 400
-
-    @property
-    def error(self) -> str:
-        """The name under which a failure is counted."""
-        return self.error_type or f"http_{self.http_status}"
-
-    def within(self, view: View) -> bool:
-        """Whether the view's filters take it."""
-        return (
-            (view.caller is None or view.caller == self.caller)
-            and (view.team is None or view.team == self.team)
-            and (view.model is None or view.model == self.model)
-            and (view.route is None or view.route == self.route)
-            and (
-                view.status is None
-                or (view.status == "ok" and not self.failed)
-                or (view.status == "error" and self.failed)
-                or (self.failed and view.status == self.error)
-            )
-        )
-
+_LOOK_AGAIN_SECONDS = 60
+_MOST_KEPT = 3000
+_MOST_VIEWS = 12
+# Sorting a day's rows takes a core most of a second; two are rarely busy at once where there are two.
+_THREADS = min(2, os.cpu_count() or 1)
 
 # A served request must have a cost; one that was refused or failed before it used anything cost nothing.
 _UNPRICED = "cost_usd IS NULL AND (http_status < 300 OR input_tokens > 0 OR output_tokens > 0)"
@@ -83,129 +36,135 @@ _UNPRICED = "cost_usd IS NULL AND (http_status < 300 OR input_tokens > 0 OR outp
 # The model of a request that was never routed is whatever its client wrote.
 _CELLS = f"""
     SELECT caller, team, CASE WHEN network_arch = '' THEN NULL ELSE model END, route, http_status, error_type,
-        COUNT(*), COALESCE(SUM(input_tokens), 0), COALESCE(SUM(output_tokens), 0), COALESCE(SUM(cached_tokens), 0),
-        COALESCE(SUM(CAST(cost_usd AS DOUBLE PRECISION)), 0), SUM(CASE WHEN {_UNPRICED} THEN 1 ELSE 0 END),
+        COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cached_tokens),
+        SUM(CAST(cost_usd AS DOUBLE PRECISION)), SUM(CASE WHEN {_UNPRICED} THEN 1 ELSE 0 END),
         COUNT(CASE WHEN usage_estimated THEN 1 END)
     FROM requests WHERE time >= :since AND time < :until GROUP BY 1, 2, 3, 4, 5, 6
 """  # noqa: S608
+_ROWS = "SELECT COUNT(*) FROM requests WHERE time >= :since AND time < :until"
+
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class _Counted:
+    """A bucket's cells, and its sums and latencies under the views that were asked for last."""
+
+    cells: list[Cell]
+    rows: int
+    good_until: float = 0.0
+    sums: OrderedDict[tuple[Any, ...], Bucket] = field(default_factory=OrderedDict)
+    bins: OrderedDict[tuple[Any, ...], Bins] = field(default_factory=OrderedDict)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Per bucket of a view: its sums under the view's filters and without any, and its latencies by route."""
+
+    buckets: list[Bucket]
+    unfiltered: list[Bucket]
+    bins: list[Bins]
 
 
 class Counter:
     """Counts one database's requests. Threads may share it; one counts at a time, and the others find it done."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Any, ...], tuple[float, Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], _Counted] = OrderedDict()
 
-    def cells(self, cursor: Cursor, view: View, now: float) -> list[list[Cell]]:
-        """For each of the view's buckets its cells, without regard to the filters."""
+    def count(self, view: View, now: float) -> Counts:
+        """The view's counts.
 
-        def count(since: int, until: int) -> list[Cell]:
-            rows = cursor.execute(_CELLS, {"since": _moment(since), "until": _moment(until)})
-            return [_cell(row) for row in rows]
+        Raises:
+            DatabaseUnusable: the request log cannot be read.
+        """
+        with self._lock:
+            starts = list(view.buckets)
+            found: dict[int, _Counted] = {}
 
-        return [self._kept_or(("cells",), start, view, now, count) for start in view.buckets]
+            def work(mine: Sequence[int]) -> None:
+                with self._database.snapshot() as cursor:
+                    for start in mine:
+                        found[start] = self._bucket(cursor, start, view)
 
-    def latencies(self, cursor: Cursor, dialect: str, view: View, now: float) -> list[dict[str, dict[int, int]]]:
-        """For each of the view's buckets, by route, how many of the requests that the filters take fell into which bin
-        of the view's latency (see `seconds_at`)."""
-        column = LATENCIES[view.latency]
-        chosen, values = _conditions(view)
-        # Percentiles in SQL would sort all rows, or do not exist (SQLite). Bins are counted, and added over buckets.
-        statement = f"""
-            SELECT route, {_bin(column, dialect)}, COUNT(*) FROM requests
-            WHERE time >= :since AND time < :until AND {column} IS NOT NULL {chosen} GROUP BY 1, 2
-        """  # noqa: S608
+            # What is kept needs no second thread.
+            threads = _THREADS if sum((start, view.bucket_seconds) not in self._kept for start in starts) > 8 else 1
+            if threads == 1:
+                work(starts)
+            else:
+                with ThreadPoolExecutor(threads, "dashboard") as pool:
+                    list(pool.map(work, [starts[first::threads] for first in range(threads)]))
+            counted = [found[start] for start in starts]
+            self._keep(view, starts, counted, now)
+            everything = View(view.since, view.until, view.bucket_seconds)
+            return Counts(
+                [_sums(bucket, view) for bucket in counted],
+                [_sums(bucket, everything) for bucket in counted],
+                [bucket.bins[_latency_key(view)] for bucket in counted],
+            )
 
-        def count(since: int, until: int) -> dict[str, dict[int, int]]:
-            by_route: dict[str, dict[int, int]] = {}
-            for route, number, requests in cursor.execute(
-                statement, {"since": _moment(since), "until": _moment(until), **values}
-            ):
-                by_route.setdefault(route, {})[int(number)] = int(requests)
-            return by_route
-
-        key = ("latencies", column, *view.filters().values())
-        return [self._kept_or(key, start, view, now, count) for start in view.buckets]
-
-    def alone(self) -> threading.Lock:
-        """To be held while counting."""
-        return self._lock
-
-    def _kept_or(
-        self, what: tuple[Any, ...], start: int, view: View, now: float, count: Callable[[int, int], Answer]
-    ) -> Answer:
-        key = (*what, start, view.bucket_seconds)
-        kept = self._kept.get(key)
-        if kept is not None and kept[0] > time.monotonic():
-            self._kept.move_to_end(key)
-            answer: Answer = kept[1]
-            return answer
-        until = start + view.bucket_seconds
-        counted = count(start, until)
-        if until < now - _SETTLED_SECONDS:
-            self._kept[key] = (time.monotonic() + _KEPT_SECONDS, counted)
-            self._kept.move_to_end(key)
-            while len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
+    def _bucket(self, cursor: Cursor, start: int, view: View) -> _Counted:
+        span = {"since": _moment(start), "until": _moment(start + view.bucket_seconds)}
+        counted = self._kept.get((start, view.bucket_seconds))
+        if counted is not None and counted.good_until < time.monotonic():
+            (rows,) = cursor.execute(_ROWS, span).fetchone() or (0,)
+            if rows == counted.rows:
+                counted.good_until = time.monotonic() + _LOOK_AGAIN_SECONDS
+            else:
+                counted = None
+        if counted is None:
+            cells = [_cell(row) for row in cursor.execute(_CELLS, span)]
+            counted = _Counted(cells, sum(cell.requests for cell in cells))
+        _remembered(
+            counted.bins,
+            _latency_key(view),
+            lambda: latencies.count(cursor, self._database.dialect, view, span),
+        )
         return counted
+
+    def _keep(self, view: View, starts: Sequence[int], counted: Sequence[_Counted], now: float) -> None:
+        for start, bucket in zip(starts, counted, strict=True):
+            if start + view.bucket_seconds < now - _SETTLED_SECONDS:
+                bucket.good_until = bucket.good_until or time.monotonic() + _LOOK_AGAIN_SECONDS
+                self._kept[start, view.bucket_seconds] = bucket
+                self._kept.move_to_end((start, view.bucket_seconds))
+        while len(self._kept) > _MOST_KEPT:
+            self._kept.popitem(last=False)
+
+
+def _sums(counted: _Counted, view: View) -> Bucket:
+    return _remembered(counted.sums, _filter_key(view), lambda: Bucket.of(counted.cells, view))
+
+
+def _remembered(kept: OrderedDict[tuple[Any, ...], Made], key: tuple[Any, ...], made: Callable[[], Made]) -> Made:
+    if key in kept:
+        kept.move_to_end(key)
+    else:
+        kept[key] = made()
+        if len(kept) > _MOST_VIEWS:
+            kept.popitem(last=False)
+    return kept[key]
+
+
+def _filter_key(view: View) -> tuple[Any, ...]:
+    return tuple(view.filters().values())
+
+
+def _latency_key(view: View) -> tuple[Any, ...]:
+    return view.latency, *_filter_key(view)
 
 
 def _cell(row: tuple[Any, ...]) -> Cell:
-    # PostgreSQL's sums of BIGINT are NUMERIC.
-    requests, tokens_in, tokens_out, cached = map(int, row[6:10])
-    return Cell(*row[:6], requests, tokens_in, tokens_out, cached, float(row[10]), int(row[11]), int(row[12]))
-
-
-def percentile(counted: dict[int, int], percent: int) -> float | None:
-    """The latency, in seconds, that `percent` of the requests did not exceed; None of no requests. It is within a bin's
-    width, 10 %, of the true one, and its middle is taken."""
-    rank = -(-percent * sum(counted.values()) // 100)
-    seen = 0
-    for number in sorted(counted):
-        seen += counted[number]
-        if seen >= rank:
-            return float(_SHORTEST * BINS_PER_FACTOR ** (number + 0.5))
-    return None
-
-
-def _conditions(view: View) -> tuple[str, dict[str, Any]]:
-    """The view's filters as SQL, beginning with AND, and its values; the same as `Cell.within`."""
-    failed = "(COALESCE(error_type, '') NOT IN ('', :unfinished) OR (error_type IS NULL AND http_status >= 400))"
-    conditions, values = [], {}
-    for name in ("caller", "team", "route"):
-        if (value := getattr(view, name)) is not None:
-            conditions.append(f"{name} = :{name}")
-            values[name] = value
-    if view.model is not None:
-        conditions.append("model = :model AND network_arch <> ''")
-        values["model"] = view.model
-    if view.status is not None:
-        values["unfinished"] = UNFINISHED
-        if view.status == "ok":
-            conditions.append(f"NOT COALESCE({failed}, FALSE)")
-        elif view.status == "error":
-            conditions.append(failed)
-        else:
-            conditions.append(f"{failed} AND COALESCE(error_type, 'http_' || CAST(http_status AS TEXT)) = :status")
-            values["status"] = view.status
-    return "".join(f" AND {condition}" for condition in conditions), values
-
-
-def _bin(column: str, dialect: str) -> str:
-    """SQL for the number of a latency's bin."""
-    if dialect == "postgresql":
-        return f"CAST(FLOOR(LN(GREATEST({column}, {_SHORTEST}) / {_SHORTEST}) / LN({BINS_PER_FACTOR})) AS INTEGER)"
-    # SQLite need not have logarithms; eight comparisons take no longer than one.
-    return _ladder(column, 0, _BINS)
-
-
-def _ladder(column: str, low: int, high: int) -> str:
-    if high - low == 1:
-        return str(low)
-    middle = (low + high) // 2
-    below, above = _ladder(column, low, middle), _ladder(column, middle, high)
-    return f"CASE WHEN {column} < {_BOUNDS[middle]!r} THEN {below} ELSE {above} END"
+    caller, team, model, route, status, error, *sums = row
+    # PostgreSQL's sums of BIGINT are NUMERIC; a sum of unknowns is NULL.
+    requests, tokens_in, tokens_out, cached = (int(each or 0) for each in sums[:4])
+    cost, unpriced, estimated = float(sums[4] or 0), int(sums[5]), int(sums[6])
+    return Cell(
+        caller, team, model, route, status, error, requests, tokens_in, tokens_out, cached, cost, unpriced, estimated
+    )
 
 
 def _moment(seconds: int) -> datetime:

@@ -6,8 +6,10 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from inference_service.gateway.dashboard import budgets, counting, view
-from inference_service.gateway.dashboard.counting import Cell
+from inference_service.gateway.dashboard import budgets, latencies, view
+from inference_service.gateway.dashboard.counting import Counter, Counts
+from inference_service.gateway.dashboard.latencies import Bins
+from inference_service.gateway.dashboard.summing import Bucket, Sums
 from inference_service.gateway.dashboard.view import View
 from inference_service.sql import Database
 
@@ -17,7 +19,7 @@ _MOST_ROWS = 50
 _MOST_CHOICES = 200
 _PERCENTS = (50, 95, 99)
 
-_counters: dict[str, counting.Counter] = {}
+_counters: dict[str, Counter] = {}
 
 
 def document(
@@ -27,21 +29,18 @@ def document(
 
     Args:
         query: of the page's address, see `view.of_query`.
-        live: the requests under way, each with `request_id`, `time` (when it arrived) and, as far as they are known,
-            `caller`, `team`, `model`, `route`, `stream` and `state`.
+        live: the requests under way, each with `request_id`, `seconds` since it arrived and, as far as they are known,
+            `caller`, `team`, `model`, `route`, `stream` and `response_bytes`.
 
     Raises:
         BadInput: the query asks for what there is not.
         DatabaseUnusable: the request log cannot be read.
     """
     asked = view.of_query(query, now)
-    counter = _counters.setdefault(database.shown, counting.Counter())
-    with counter.alone(), database.snapshot() as cursor:
-        all_cells = counter.cells(cursor, asked, now)
-        binned = counter.latencies(cursor, database.dialect, asked, now)
+    counts = _counters.setdefault(database.shown, Counter(database)).count(asked, now)
+    with database.snapshot() as cursor:
         left = budgets.budgets(cursor, now)
-    buckets = [[cell for cell in cells if cell.within(asked)] for cells in all_cells]
-    cells = [cell for bucket in buckets for cell in bucket]
+    whole = Bucket.together(counts.buckets)
     return {
         "now": now,
         "since": asked.since,
@@ -49,133 +48,110 @@ def document(
         "bucket_seconds": asked.bucket_seconds,
         "latency": asked.latency,
         "filters": asked.filters(),
-        "choices": _choices([cell for bucket in all_cells for cell in bucket]),
-        "totals": {**_sums(cells), **_percentiles(binned)},
-        "series": _series(buckets, binned),
-        "callers": _table(cells, lambda cell: {"caller": cell.caller, "team": cell.team}),
-        "models": _table(cells, lambda cell: {"model": cell.model}),
-        "routes": _routes(cells, binned),
-        "errors": _errors(cells),
-        "unpriced": [row for row in _table(cells, lambda cell: {"model": cell.model}) if row["unpriced"]],
+        "choices": _choices(Bucket.together(counts.unfiltered)),
+        "totals": {**whole.total.document(), **_percentiles(bins for each in counts.bins for bins in each.values())},
+        "series": _series(counts, whole),
+        "callers": _rows(whole.callers, lambda key: {"caller": key[0], "team": key[1]}),
+        "models": _rows(whole.models, lambda model: {"model": model}),
+        "routes": _routes(whole, counts.bins),
+        "errors": _errors(whole),
+        "unpriced": [row for row in _rows(whole.models, lambda model: {"model": model}) if row["unpriced"]],
         "budgets": [budget for budget in left if _takes(asked, budget)],
         "live": [dict(request) for request in live if _takes(asked, request)],
     }
 
 
-def _choices(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """What the filters can be set to: what there is in the range, the most frequent first where there is too much."""
+def _choices(whole: Bucket) -> dict[str, list[str]]:
+    """What the filters can be set to: what there is in the range, the most frequent where there is too much."""
     counted: dict[str, Tally[str]] = {name: Tally() for name in view.FILTERS}
-    for cell in cells:
-        for name in ("caller", "team", "model", "route"):
-            if value := getattr(cell, name):
-                counted[name][value] += cell.requests
-        if cell.failed:
-            counted["status"][cell.error] += cell.requests
-    return {name: sorted(value for value, _ in tally.most_common(_MOST_CHOICES)) for name, tally in counted.items()}
-
-
-def _sums(cells: Iterable[Cell]) -> dict[str, Any]:
-    totals = dict.fromkeys(
-        ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens", "unpriced", "estimated"), 0
-    )
-    cost = 0.0
-    for cell in cells:
-        totals["requests"] += cell.requests
-        totals["errors"] += cell.requests if cell.failed else 0
-        totals["input_tokens"] += cell.input_tokens
-        totals["output_tokens"] += cell.output_tokens
-        totals["cached_tokens"] += cell.cached_tokens
-        totals["unpriced"] += cell.unpriced
-        totals["estimated"] += cell.estimated
-        cost += cell.cost_usd
-    return {**totals, "cost_usd": cost}
-
-
-def _table(cells: Iterable[Cell], key: Callable[[Cell], dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sums of the cells with equal keys, what cost most first, and then what was asked most."""
-    groups: dict[tuple[Any, ...], tuple[dict[str, Any], list[Cell]]] = {}
-    for cell in cells:
-        fields = key(cell)
-        groups.setdefault(tuple(fields.values()), (fields, []))[1].append(cell)
-    rows = [{**fields, **_sums(members)} for fields, members in groups.values()]
-    return sorted(rows, key=lambda row: (-row["cost_usd"], -row["requests"]))[:_MOST_ROWS]
-
-
-def _series(buckets: Sequence[Sequence[Cell]], binned: Sequence[dict[str, dict[int, int]]]) -> dict[str, Any]:
-    merged = [_merged(bucket.values()) for bucket in binned]
+    for (caller, team), sums in whole.callers.items():
+        counted["caller"][caller] += sums.requests
+        counted["team"][team or ""] += sums.requests
+    for model, sums in whole.models.items():
+        counted["model"][model or ""] += sums.requests
+    for route, sums in whole.routes.items():
+        counted["route"][route] += sums.requests
+    for (failure, _), requests in whole.failures.items():
+        counted["status"][failure] += requests
     return {
-        "requests": [sum(cell.requests for cell in bucket) for bucket in buckets],
-        "unpriced": [sum(cell.unpriced for cell in bucket) for bucket in buckets],
-        "spend": _stacked(buckets, lambda cell: cell.caller, lambda cell: cell.cost_usd),
-        "tokens": _stacked(buckets, lambda cell: cell.caller, lambda cell: cell.input_tokens + cell.output_tokens),
+        name: sorted(value for value, _ in tally.most_common(_MOST_CHOICES) if value) for name, tally in counted.items()
+    }
+
+
+def _rows(sums: Mapping[Any, Sums], fields: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each key, what cost most first, and then what was asked most."""
+    ranked = sorted(sums.items(), key=lambda item: (-item[1].cost_usd, -item[1].requests))
+    return [{**fields(key), **each.document()} for key, each in ranked[:_MOST_ROWS]]
+
+
+def _routes(whole: Bucket, bins: Sequence[Bins]) -> list[dict[str, Any]]:
+    rows = _rows(whole.routes, lambda route: {"route": route})
+    rows.sort(key=lambda row: -row["requests"])
+    return [{**row, **_percentiles(each.get(row["route"], {}) for each in bins)} for row in rows]
+
+
+def _errors(whole: Bucket) -> list[dict[str, Any]]:
+    ranked = sorted(whole.failures.items(), key=lambda item: (-item[1], item[0][0]))
+    return [
+        {"error": failure, "http_status": status, "requests": requests, "share": requests / whole.total.requests}
+        for (failure, status), requests in ranked[:_MOST_ROWS]
+    ]
+
+
+def _series(counts: Counts, whole: Bucket) -> dict[str, Any]:
+    buckets = counts.buckets
+    merged = [latencies.together(bins.values()) for bins in counts.bins]
+    return {
+        "requests": [bucket.total.requests for bucket in buckets],
+        "unpriced": [bucket.total.unpriced for bucket in buckets],
+        "spend": _by_caller(buckets, whole, lambda sums: sums.cost_usd),
+        "tokens": _by_caller(buckets, whole, lambda sums: sums.input_tokens + sums.output_tokens),
         "errors": _stacked(
-            buckets, lambda cell: cell.error if cell.failed else None, lambda cell: cell.requests if cell.failed else 0
+            [_tally((name, requests) for (name, _), requests in bucket.failures.items()) for bucket in buckets],
+            _tally((name, requests) for (name, _), requests in whole.failures.items()),
         ),
         "latency": [
-            {"name": f"p{percent}", "values": [counting.percentile(counted, percent) for counted in merged]}
+            {"name": f"p{percent}", "values": [latencies.percentile(bins, percent) for bins in merged]}
             for percent in _PERCENTS
         ],
     }
 
 
-def _stacked(
-    buckets: Sequence[Sequence[Cell]], name: Callable[[Cell], str | None], amount: Callable[[Cell], float]
-) -> list[dict[str, Any]]:
-    """A value per bucket for each name, the largest names first, the small ones together as others."""
-    totals: dict[str, float] = {}
-    for cell in (cell for bucket in buckets for cell in bucket):
-        if (key := name(cell)) is not None:
-            totals[key] = totals.get(key, 0) + amount(cell)
-    ranked = sorted((key for key, total in totals.items() if total), key=lambda key: (-totals[key], key))
-    shown = ranked if len(ranked) <= _MOST_SERIES else ranked[: _MOST_SERIES - 1]
-    values: dict[str | None, list[float]] = {key: [0] * len(buckets) for key in shown}
-    rest: list[float] = [0] * len(buckets)
-    for position, bucket in enumerate(buckets):
-        for cell in bucket:
-            key = name(cell)
-            if key is not None:
-                values.get(key, rest)[position] += amount(cell)
-    series: list[dict[str, Any]] = [{"name": key, "values": values[key]} for key in shown]
-    if len(shown) < len(ranked):
-        # No name of its own: a caller may be named like whatever word is put here.
-        series.append({"name": None, "count": len(ranked) - len(shown), "values": rest})
-    return series
+def _by_caller(buckets: Sequence[Bucket], whole: Bucket, amount: Callable[[Sums], float]) -> list[dict[str, Any]]:
+    def by_name(bucket: Bucket) -> dict[str, float]:
+        return _tally((caller, amount(sums)) for (caller, _), sums in bucket.callers.items())
+
+    return _stacked([by_name(bucket) for bucket in buckets], by_name(whole))
 
 
-def _percentiles(binned: Iterable[dict[str, dict[int, int]]]) -> dict[str, Any]:
-    counted = _merged(by_route for bucket in binned for by_route in bucket.values())
-    return {f"p{percent}": counting.percentile(counted, percent) for percent in _PERCENTS}
-
-
-def _routes(cells: Sequence[Cell], binned: Sequence[dict[str, dict[int, int]]]) -> list[dict[str, Any]]:
-    return [
-        {**row, **_percentiles([{"": _merged(bucket.get(row["route"], {}) for bucket in binned)}])}
-        for row in sorted(_table(cells, lambda cell: {"route": cell.route}), key=lambda row: -row["requests"])
-    ]
-
-
-def _errors(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    counted: Tally[tuple[str, int | None]] = Tally()
-    for cell in cells:
-        if cell.failed:
-            counted[cell.error, cell.http_status] += cell.requests
-    every = sum(cell.requests for cell in cells)
-    return [
-        {"error": error, "http_status": status, "requests": requests, "share": requests / every}
-        for (error, status), requests in counted.most_common(_MOST_ROWS)
-    ]
-
-
-def _merged(counts: Iterable[dict[int, int]]) -> dict[int, int]:
-    total: dict[int, int] = {}
-    for counted in counts:
-        for number, requests in counted.items():
-            total[number] = total.get(number, 0) + requests
+def _tally(amounts: Iterable[tuple[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for name, amount in amounts:
+        total[name] = total.get(name, 0) + amount
     return total
 
 
+def _stacked(per_bucket: Sequence[Mapping[str, float]], totals: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A value per bucket for each name, the largest names first, the small ones together."""
+    ranked = sorted((name for name, total in totals.items() if total), key=lambda name: (-totals[name], name))
+    shown = ranked if len(ranked) <= _MOST_SERIES else ranked[: _MOST_SERIES - 1]
+    series: list[dict[str, Any]] = [
+        {"name": name, "values": [bucket.get(name, 0) for bucket in per_bucket]} for name in shown
+    ]
+    if rest := ranked[len(shown) :]:
+        # Without a name of its own: a caller may be named like whatever word is put here.
+        values = [sum(bucket.get(name, 0) for name in rest) for bucket in per_bucket]
+        series.append({"name": None, "count": len(rest), "values": values})
+    return series
+
+
+def _percentiles(bins: Iterable[dict[int, int]]) -> dict[str, float | None]:
+    counted = latencies.together(bins)
+    return {f"p{percent}": latencies.percentile(counted, percent) for percent in _PERCENTS}
+
+
 def _takes(asked: View, what: Mapping[str, Any]) -> bool:
-    """Whether the filters take something that has not all of the fields; one that it lacks does not count."""
+    """Whether the filters take something that has not all of their fields; one that it lacks does not count."""
     return all(
         wanted is None or name not in what or what[name] == wanted
         for name, wanted in asked.filters().items()

@@ -41,4 +41,4 @@ function table(label, columns, rows) {
 }
 
 /** A table that may be wider than its place: the place scrolls, not the page, and the keyboard reaches it. */
-const scrolling = (label, content) => el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label, "data-focus": "scroll " + label }, content);
+const scrolling = (label, content) => el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label + ", scrolls sideways", "data-focus": "scroll " + label }, content);

@@ -18,6 +18,8 @@ function money(value) {
   return "$" + value.toLocaleString("en-US", { minimumFractionDigits: Math.min(exact, 2), maximumFractionDigits: exact });
 }
 
+const bytes = (size) => (size < 1000 ? size + " B" : size < 1e6 ? (size / 1000).toFixed(1) + " kB" : (size / 1e6).toFixed(1) + " MB");
+
 /** A duration in seconds, with three digits or fewer. */
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";

@@ -59,7 +59,7 @@ function again() {
 }
 
 function show(data) {
-  last = { ...data, arrived: Date.now() / 1000 };
+  last = data;
   enter();
   for (const series of [...data.series.spend, ...data.series.tokens]) {
     if (series.name !== null && !colours.has(series.name)) colours.set(series.name, colours.size);
@@ -191,8 +191,7 @@ document.addEventListener("visibilitychange", () => key && !paused && (document.
 setInterval(() => {
   if (paused || document.hidden || !last) return;
   const now = Date.now() / 1000;
-  const ahead = last.now - last.arrived;
-  for (const node of document.querySelectorAll("[data-since]")) node.textContent = duration(Math.max(0, now + ahead - Number(node.dataset.since)));
+  for (const node of document.querySelectorAll("[data-begun]")) node.textContent = duration(now - Number(node.dataset.begun));
 }, 1000);
 
 function dress(theme) {

@@ -47,7 +47,6 @@ def page() -> Answer:
             (b"cache-control", b"no-cache"),
             (b"referrer-policy", b"no-referrer"),
             (b"cross-origin-opener-policy", b"same-origin"),
-            (b"x-content-type-options", b"nosniff"),
         ],
     )
 

@@ -73,9 +73,9 @@ const TABLES = {
     ? [scrolling("Live requests", table("Live requests", [
         { title: "Caller", head: true, value: (row) => narrowing("caller", row.caller, "–") },
         { title: "Model", value: (row) => cells(row.model || "–", el("small", {}, (row.route || "") + (row.stream ? ", streamed" : ""))) },
-        { title: "State", value: (row) => row.state || "under way" },
-        { title: "For", number: true, value: (row) => el("span", { "data-since": row.time }, duration(Math.max(0, data.now - row.time))) },
-      ], data.live.slice(0, LIVE_SHOWN))),
+        { title: "State", value: (row) => (row.response_bytes ? cells("answering", el("small", {}, bytes(row.response_bytes) + " so far")) : "waiting") },
+        { title: "For", number: true, value: (row) => el("span", { "data-begun": Date.now() / 1000 - row.seconds }, duration(row.seconds)) },
+      ], data.live.slice().sort((one, other) => other.seconds - one.seconds).slice(0, LIVE_SHOWN))),
       data.live.length > LIVE_SHOWN ? el("p", { class: "more-rows" }, `and ${count(data.live.length - LIVE_SHOWN)} more`) : null]
     : nothing("Nothing is being answered at the moment."),
 };

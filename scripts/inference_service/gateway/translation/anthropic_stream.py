@@ -54,11 +54,11 @@ class OpenAIToAnthropic(TranslatedStream):
         """What the stream reported so far."""
         return metering.from_openai(self._usage) if self._usage else None
 
-    def _document(self, document: Mapping[str, Any]) -> None:
+    def _document(self, document: Mapping[str, Any]) -> str | None:
         if document.get("error") or document.get("object") == "error":
             kind, message, _ = errors.read_document(document)
             self._fail(kind or "upstream_error", message, _status(document))
-            return
+            return None
         usage = document.get("usage")
         # Some services send the usage without any choices.
         choices = document.get("choices") or () if usage else document["choices"]
@@ -66,9 +66,11 @@ class OpenAIToAnthropic(TranslatedStream):
             self._begin(document)
         if usage:
             self._usage = metering.merge(self._usage, usage)
+        text_alone = None
         for choice in choices:
             if choice.get("index", 0) == 0:
-                self._choice(choice)
+                text_alone = self._choice(choice)
+        return text_alone
 
     def _begin(self, chunk: Mapping[str, Any]) -> None:
         self._begun_answer = True
@@ -84,7 +86,7 @@ class OpenAIToAnthropic(TranslatedStream):
         }
         self._event({"type": "message_start", "message": message})
 
-    def _choice(self, choice: Mapping[str, Any]) -> None:
+    def _choice(self, choice: Mapping[str, Any]) -> str | None:
         delta = choice.get("delta") or {}
         for name in ("reasoning_content", "reasoning"):
             if isinstance(delta.get(name), str) and delta[name]:
@@ -92,22 +94,34 @@ class OpenAIToAnthropic(TranslatedStream):
         for kind in ("content", "refusal"):
             text = anthropic_answer.text(delta.get(kind))
             if text:
-                self._text(kind, text)
+                self._content(kind, text)
         for call in delta.get("tool_calls") or ():
             self._tool_call(call)
         if choice.get("finish_reason"):
             self.finish_reason = choice["finish_reason"]
             self._last_choice = {"finish_reason": self.finish_reason, "stop_reason": choice.get("stop_reason")}
+        elif len(delta) == 1 and isinstance(delta.get("content"), str):
+            content: str = delta["content"]
+            return content
+        return None
 
-    def _text(self, kind: str, text: str) -> None:
+    def _end_of_text(self, line: bytes) -> int:
+        if self._block_kind == "content" and line.endswith(self._after_text):
+            return len(line) - len(self._after_text)
+        return -1
+
+    def _send_text(self, text: bytes) -> None:
+        self._out.append(
+            b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
+            b'"delta":{"type":"text_delta","text":"%b"}}\n\n' % (self._block, text)
+        )
+
+    def _content(self, kind: str, text: str) -> None:
         self._count(text)
         if self._block_kind != kind:
             self._close_block()
             self._open_block(kind, {"type": "text", "text": ""})
-        self._out.append(
-            b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
-            b'"delta":{"type":"text_delta","text":%b}}\n\n' % (self._block, orjson.dumps(text))
-        )
+        self._send_text(orjson.dumps(text)[1:-1])
 
     def _tool_call(self, call: Mapping[str, Any]) -> None:
         index, function = call["index"], call.get("function") or {}
@@ -176,7 +190,7 @@ class OpenAIToAnthropic(TranslatedStream):
             }
         )
         self._event({"type": "message_stop"})
-        self.finished = True
+        self._finish()
 
 
 def _status(document: Mapping[str, Any]) -> int | None:

@@ -25,10 +25,9 @@ def body(shape: Shape, status: int, upstream: bytes, request_id: str | None = No
     kind, message, param = read(upstream)
     if shape == "openai":
         names = facts.load().errors
-        openai_type = names.openai_types.get(status) or ("invalid_request_error" if status < 500 else "server_error")
-        document = openai(openai_type, message, param=param, code=kind)
+        document = openai(openai_type(status), message, param=param, code=kind)
         return names.openai_statuses.get(status, status), orjson.dumps(document)
-    return status, orjson.dumps(anthropic(_anthropic_type(status), message, request_id))
+    return status, orjson.dumps(anthropic(anthropic_type(status), message, request_id))
 
 
 def event(shape: Shape, kind: str, message: str, status: int | None = None) -> bytes:
@@ -39,9 +38,8 @@ def event(shape: Shape, kind: str, message: str, status: int | None = None) -> b
     names = facts.load().errors
     status = status or names.statuses_of_types.get(kind, 500)
     if shape == "openai":
-        openai_type = names.openai_types.get(status, "server_error")
-        return b"data: " + orjson.dumps(openai(openai_type, message, code=kind)) + b"\n\n"
-    return b"event: error\ndata: " + orjson.dumps(anthropic(_anthropic_type(status), message)) + b"\n\n"
+        return b"data: " + orjson.dumps(openai(openai_type(status), message, code=kind)) + b"\n\n"
+    return b"event: error\ndata: " + orjson.dumps(anthropic(anthropic_type(status), message)) + b"\n\n"
 
 
 def openai(kind: str, message: str, *, param: str | None = None, code: str | None = None) -> Json:
@@ -88,6 +86,13 @@ def read_document(document: Mapping[str, Any]) -> tuple[str | None, str, str | N
     )
 
 
-def _anthropic_type(status: int) -> str:
+def openai_type(status: int) -> str:
+    """OpenAI's name for the errors of an HTTP status."""
+    names = facts.load().errors.openai_types
+    return names.get(status) or ("invalid_request_error" if status < 500 else "server_error")
+
+
+def anthropic_type(status: int) -> str:
+    """Anthropic's name for the errors of an HTTP status."""
     names = facts.load().errors.anthropic_types
     return names.get(status) or ("invalid_request_error" if status < 500 else "api_error")

@@ -46,11 +46,11 @@ class AnthropicToOpenAI(TranslatedStream):
         # OpenAI's chunks before the one with the usage say that they have none.
         return b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
 
-    def _document(self, document: Mapping[str, Any]) -> None:
+    def _document(self, document: Mapping[str, Any]) -> str | None:
         kind = document["type"]
         if kind == "content_block_delta":
-            self._delta(document["index"], document["delta"])
-        elif kind == "content_block_start":
+            return self._delta(document["index"], document["delta"])
+        if kind == "content_block_start":
             self._start(document["index"], document["content_block"])
         elif kind == "content_block_stop":
             index = document["index"]
@@ -64,12 +64,13 @@ class AnthropicToOpenAI(TranslatedStream):
             self.finish_reason = delta.get("stop_reason") or self.finish_reason
             self._refusal = openai_answer.refusal(delta) or self._refusal
         elif kind == "message_stop":
-            self._finish()
+            self._last_chunks()
         elif kind == "ping":
             self._out.append(self.keep_alive)
         elif kind == "error":
             error, message, _ = errors.read_document(document)
             self._fail(error or "upstream_error", message)
+        return None
 
     def _begin(self, message: Mapping[str, Any]) -> None:
         self._usage = metering.merge(self._usage, message.get("usage") or {})
@@ -86,8 +87,8 @@ class AnthropicToOpenAI(TranslatedStream):
 
     def _start(self, index: int, block: Mapping[str, Any]) -> None:
         kind = block["type"]
-        if kind == "text":
-            self._text(block["text"])
+        if kind == "text" and block["text"]:
+            self._content(block["text"])
         elif kind == "tool_use":
             self._tools[index] = len(self._tools)
             self._inputs[index] = block.get("input") or {}
@@ -95,11 +96,14 @@ class AnthropicToOpenAI(TranslatedStream):
             call["function"]["arguments"] = ""
             self._send(orjson.dumps({"tool_calls": [{"index": self._tools[index], **call}]}))
 
-    def _delta(self, index: int, delta: Mapping[str, Any]) -> None:
+    def _delta(self, index: int, delta: Mapping[str, Any]) -> str | None:
         kind = delta["type"]
         if kind == "text_delta":
-            self._text(delta["text"])
-        elif kind == "input_json_delta":
+            text: str = delta["text"]
+            if text:
+                self._content(text)
+            return text
+        if kind == "input_json_delta":
             part = delta["partial_json"]
             if part:
                 self._count(part)
@@ -108,11 +112,19 @@ class AnthropicToOpenAI(TranslatedStream):
                     self._arguments(index, part)
         elif kind == "thinking_delta" and delta["thinking"]:
             self._count(delta["thinking"])
+        return None
 
-    def _text(self, text: str) -> None:
-        if text:
-            self._count(text)
-            self._send(b'{"content":' + orjson.dumps(text) + b"}")
+    def _end_of_text(self, line: bytes) -> int:
+        # Anthropic pads its events with spaces, so that their sizes do not give the text away.
+        end = line.rfind(b'"')
+        return end if line[end:].translate(None, b" \r") == b'"}}' else -1
+
+    def _send_text(self, text: bytes) -> None:
+        self._out.append(b'%b{"content":"%b"}%b' % (self._before_delta, text, self._after_delta))
+
+    def _content(self, text: str) -> None:
+        self._count(text)
+        self._send(b'{"content":' + orjson.dumps(text) + b"}")
 
     def _arguments(self, index: int, part: str) -> None:
         call = {"index": self._tools[index], "function": {"arguments": part}}
@@ -123,7 +135,7 @@ class AnthropicToOpenAI(TranslatedStream):
             raise KeyError("message_start")
         self._out.append(self._before_delta + delta + self._after_delta)
 
-    def _finish(self) -> None:
+    def _last_chunks(self) -> None:
         if self._refusal:
             self._send(orjson.dumps({"refusal": self._refusal}))
         reason = orjson.dumps(openai_answer.finish_reason(self.finish_reason))
@@ -136,7 +148,7 @@ class AnthropicToOpenAI(TranslatedStream):
             usage = orjson.dumps(openai_answer.usage(self._usage))
             self._out.append(head + b'"choices":[],"usage":' + usage + b"}\n\n")
         self._out.append(b"data: [DONE]\n\n")
-        self.finished = True
+        self._finish()
 
     def _done(self) -> None:
         """Not of Anthropic: its streams end with message_stop."""

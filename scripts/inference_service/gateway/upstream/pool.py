@@ -54,7 +54,6 @@ class Pool:
         self.idle_timeout = idle_timeout
         self.closed = False
         self._ssl = ssl
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = 0  # taken
         self._idle: list[Connection] = []
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
@@ -184,7 +183,6 @@ class Pool:
 
     async def _obtain(self, timeout: float) -> Connection:
         loop = asyncio.get_running_loop()
-        self._loop = self._loop or loop
         while True:
             if self.closed:
                 raise self._refusal()
@@ -196,9 +194,9 @@ class Pool:
                 connection = self._take_idle() or await self._wait(loop, timeout)
             if connection is None:
                 return await self._connect(loop, timeout)
-            if not connection.closed:
+            if not connection.closed and not connection.transport.is_closing():
                 return connection
-            # It ended between being handed over and now, and has freed its slot.
+            connection.drop()  # it ended between being handed over and now, and its slot is free
 
     async def _wait(self, loop: asyncio.AbstractEventLoop, timeout: float) -> Connection | None:
         """A connection, or None: a slot for one."""
