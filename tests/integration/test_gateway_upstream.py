@@ -824,10 +824,11 @@ def test_where_nothing_listens_the_error_says_where_and_why(loop_kind: str) -> N
 
 
 @both
-def test_a_name_that_does_not_exist_is_said_to(loop_kind: str) -> None:
+@pytest.mark.parametrize("name", ["no-such-host.invalid", "x" * 70 + ".invalid"])
+def test_a_name_that_does_not_exist_is_said_to(loop_kind: str, name: str) -> None:
     async def main() -> None:
-        pool = Pool(Origin("no-such-host.invalid", 80))
-        with pytest.raises(ConnectFailed, match=r"http://no-such-host\.invalid:80: the name is not known"):
+        pool = Pool(Origin(name, 80))
+        with pytest.raises(ConnectFailed, match=rf"http://{name}:80: the name is not known"):
             await ask(pool, timeout=30)
         assert pool.connections == 0
 
