@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from callers_support import (
@@ -219,3 +221,68 @@ def test_old_windows_and_dead_holders_are_forgotten_and_live_ones_are_not(
         minutes = cursor.execute("SELECT window_start FROM allowances WHERE quantity = 'requests_per_minute'")
         assert (holders, leases) == ([("new",)], [("new",)])
         assert [start for (start,) in minutes] == [windows.start_of("minute", clock.wall)]
+
+
+def test_a_database_that_hangs_is_not_waited_for_and_what_it_grants_late_is_not_lost(
+    database: CountingDatabase, clock: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = new_caller(database, Limits(nano_usd_per_day=USD))
+    monkeypatch.setattr("inference_service.callers.accounts._ANSWER_WITHIN", 0.2)
+    answers = threading.Event()
+    take = allowances.take
+
+    def hang(*arguments: Any) -> Any:
+        answers.wait(30)
+        return take(*arguments)
+
+    async def ask() -> None:
+        accounts = accounts_of(database, clock)
+        monkeypatch.setattr(allowances, "take", hang)
+        with pytest.raises(LimitsUnavailable):
+            await admit(accounts, caller, 0, USD)
+        answers.set()
+        clock.pass_time(2)
+        # By now the lost answer has set everything aside for nobody; the next question puts that right.
+        monkeypatch.setattr("inference_service.callers.accounts._ANSWER_WITHIN", 20)
+        await admit(accounts, caller, 0, USD)
+
+    run(ask)
+    assert used_and_held(database, caller, clock) == (0, USD)
+
+
+def test_a_busy_caller_does_not_wait_when_a_minute_begins(database: CountingDatabase, clock: Clocks) -> None:
+    caller = new_caller(database, Limits(requests_per_minute=10_000))
+
+    async def ask() -> None:
+        accounts = accounts_of(database, clock)
+        clock.wall += 56
+        for _ in range(3):
+            for _ in range(200):
+                await admit(accounts, caller)
+            clock.pass_time(1)
+            await accounts.look_after()
+        clock.pass_time(1.5)
+        asked = database.transactions
+        for _ in range(50):
+            await accounts.admit(caller, 0, 0)
+        assert database.transactions == asked
+
+    run(ask)
+    assert used_and_held(database, caller, clock, "requests_per_minute")[0] >= 50
+
+
+def test_a_lease_that_its_holder_forgot_is_not_taken_for_a_debt(database: CountingDatabase, clock: Clocks) -> None:
+    caller = new_caller(database, Limits(nano_usd_per_day=10 * USD))
+
+    async def ask() -> None:
+        accounts = accounts_of(database, clock)
+        (await admit(accounts, caller, 0, 6 * USD)).settle(0, 6 * USD)
+        settle(database, row(caller, clock, "6"))
+        arrived = clock.wall
+        clock.pass_time(14 * 3600)
+        await accounts.look_after()  # the day has been over for two hours
+        with pytest.raises(LimitExceeded):
+            await accounts.admit(caller, 0, 4 * USD + 1, arrived)
+        await accounts.admit(caller, 0, 4 * USD, arrived)
+
+    run(ask)

@@ -166,8 +166,7 @@ class Admissions:
             self._look_after(account, now)
             if not account.pools:
                 del self._accounts[account.caller_id]
-        due = self._was_alive and ticks > self._alive_until - _RENEWED_WITH
-        if due or self._wanting:
+        if self._wanting or (self._was_alive and self._is_renewal_due()):
             await self._ask()
 
     async def give_everything_back(self) -> None:
@@ -196,6 +195,9 @@ class Admissions:
                 del account.pools[key]
         if account.has_rates and 0 < account.minute_end - now < _NEXT_MINUTE_FROM and account.prepare_next_minute():
             self._wanting[account.caller_id] = account
+
+    def _is_renewal_due(self) -> bool:
+        return self._ticks() > self._alive_until - _RENEWED_WITH
 
     def _fetch_ahead(self, account: Account) -> None:
         if account.caller_id not in self._wanting and self._ticks() >= self._down_until:
@@ -237,6 +239,8 @@ class Admissions:
                     pool.waiting = pool.least_waiting = 0
                     # Should the answer be lost, the database may count more as ours than we know of.
                     pool.unconfirmed = pool.quantity.is_money
+            if not (asks or returns or self._is_renewal_due()):
+                return None
             return await self._take(asks, returns)
 
     async def _take(self, asks: list[tuple[Pool, Ask]], returns: list[Return]) -> LimitsUnavailable | None:
