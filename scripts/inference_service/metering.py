@@ -17,9 +17,10 @@ from typing import Any
 
 BYTES_PER_TOKEN = 3
 """Of text, in estimates."""
+# A chat template, and the instructions for the use of tools: up to 804 tokens by
+# https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview
 PROMPT_OVERHEAD_TOKENS = 1_000
-"""What a vendor adds to a prompt that is not in the request: a chat template, and the instructions for the use of tools
-(https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview: up to 804 tokens)."""
+"""What a vendor adds to a prompt that is not in the request."""
 TOKENS_OF_LINKED_MEDIUM = 5_000
 """The most that an image given by its URL costs: those few bytes say nothing of its size."""
 LARGEST_PROMPT_TOKENS = 1_000_000

@@ -16,7 +16,7 @@ from inference_service.errors import ToolError
 from inference_service.gateway import refusals
 from inference_service.gateway.answers import Answer, Request
 from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
-from inference_service.gateway.upstreams import COUNT_TOKENS, PATHS
+from inference_service.gateway.upstreams import COUNT_PATH, PATHS
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _record(gateway: Gateway, scope: Mapping[str, Any], request_id: str, refusal
     row = RequestRow(
         request_id=request_id,
         time=time() - elapsed,
-        route=scope["path"][:200],
+        # An address that we do not have is the client's text: it may hold a key, and would be a line in reports.
+        route=scope["path"] if scope["path"] in _ENDPOINTS or scope["path"] in _POST_ONLY else "other",
         http_status=refusal.status,
         error_type=refusal.type,
         total_seconds=elapsed,
@@ -143,12 +144,13 @@ def _may_see(gateway: Gateway, caller: Caller, name: str) -> bool:
 def _model_document(name: str, gateway: Gateway) -> dict[str, Any]:
     route = gateway.routes.resolve(name)
     return {
-        "id": name,
         "object": "model",
         "type": "model",
         "display_name": route.model if route.job_id is None else f"{route.network_arch} on {route.platform}",
         "created": int(gateway.started_at),
         "created_at": gateway.started_at_text,
+        **route.described,
+        "id": name,
         "owned_by": "anthropic" if route.job_id is None else route.network_arch,
         "job_id": route.job_id,
         "network_arch": route.network_arch,
@@ -231,4 +233,4 @@ _ENDPOINTS: Mapping[str, Endpoint] = {
     "/dashboard/data": _dashboard_data,
     "/openapi.json": _openapi,
 }
-_POST_ONLY = frozenset((*(path.decode() for path in PATHS.values()), COUNT_TOKENS))
+_POST_ONLY = frozenset((*(path.decode() for path in PATHS.values()), COUNT_PATH.decode()))

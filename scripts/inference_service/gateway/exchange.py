@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
+from inference_service import metering
 from inference_service.callers import money
 from inference_service.gateway import refusals
 from inference_service.gateway.refusals import Refusal
 from inference_service.gateway.tapping import Shape
+from inference_service.request_log import bodies
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
@@ -55,8 +57,11 @@ class Exchange:
         "free",
         "gateway",
         "headers",
+        "kept_request",
+        "kept_response",
         "metered",
         "price",
+        "produced_bytes",
         "protocol",
         "reader",
         "receive",
@@ -105,8 +110,6 @@ class Exchange:
         # What the service's meter gave when the request was sent: its share of the GPU runs since then.
         self.metered: Any = None
         self.sent_upstream = False
-        # What the vendor does for nothing: counting tokens.
-        self.free = False
         self.started = False
         self.recorded = False
         # Waiting for others: a place, the upstream, a client that reads slowly. The rest of the total is our own work.
@@ -116,13 +119,20 @@ class Exchange:
         self.translated: dict[str, Any] | None = None
         # What was read of a body before it turned out to be too long to be held.
         self.early: list[bytes] = []
-        # The stream that is being read along with, and the size of the body it answers: for what is aborted.
+        # What usage is estimated from where none was told: the stream that is being read along with, the sizes of the
+        # body and of an unstreamed answer's text.
         self.reader: StreamReader | None = None
         self.body_bytes = 0
+        self.produced_bytes = 0
+        # What is asked costs nothing at the upstream.
+        self.free = False
         # The place that was taken at the upstream, and whether what was done there counts as a success.
         self.entered: Guard | None = None
         self.succeeded: bool | None = None
         self.trace: Trace | None = None
+        # The beginnings of both bodies, where bodies are kept (--log-bodies).
+        self.kept_request = b""
+        self.kept_response: bytearray | None = bytearray() if gateway.bodies is not None else None
 
     def routed(self, route: Route, price: ModelPrice | None) -> None:
         """Note where it goes."""
@@ -173,6 +183,8 @@ class Exchange:
         now = perf_counter()
         row.first_byte_seconds = now - self.arrived
         self.answered_bytes = len(body)
+        if self.kept_response is not None:
+            self._keep(self.kept_response, body)
         durable = self.record(now)
         if durable is not None:
             await durable
@@ -194,6 +206,8 @@ class Exchange:
     async def piece(self, body: bytes) -> None:
         """Send a piece of a stream, and wait while the client is too slow for it."""
         self.answered_bytes += len(body)
+        if self.kept_response is not None:
+            self._keep(self.kept_response, body)
         if self.protocol.flow.write_paused:
             began = perf_counter()
             await self.send({"type": "http.response.body", "body": body, "more_body": True})
@@ -204,6 +218,8 @@ class Exchange:
     async def last_piece(self, body: bytes) -> None:
         """Record the request, then send the last piece of its stream."""
         self.answered_bytes += len(body)
+        if self.kept_response is not None:
+            self._keep(self.kept_response, body)
         durable = self.record(perf_counter())
         if durable is not None:
             await durable
@@ -230,8 +246,13 @@ class Exchange:
         row = self.row
         if self.reader is not None:
             self.usage = self.reader.usage
-            if not self.reader.finished:
+            if self.usage is None or not self.reader.finished:
                 self.usage = self.reader.estimate(self.body_bytes)
+        elif self.usage is None and self.sent_upstream and not self.free and self._was_worked_on():
+            # Its prompt was read, at the least: a budget must not be evaded by leaving before the answer.
+            self.usage = metering.estimate(
+                None, body_bytes=self.body_bytes, produced_bytes=self.produced_bytes, deltas=0
+            )
         row.total_seconds = total = now - self.arrived
         row.overhead_seconds = max(0.0, total - self.waited)
         row.response_bytes = self.answered_bytes
@@ -239,9 +260,29 @@ class Exchange:
         if self.admission is not None:
             usage, cost = self.usage, row.cost_usd
             tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
-            self.admission.settle(tokens, None if cost is None else money.nano_usd(cost))
+            if cost is not None:
+                spent: int | None = money.nano_usd(cost)
+            elif usage is not None and self.price is not None:
+                # A part of it has no price (a fast mode, a search): what is not known must not look free to a budget.
+                spent = self.price.upper_bound_nano_usd(usage.input_tokens, usage.output_tokens)
+            else:
+                spent = None
+            self.admission.settle(tokens, spent)
             self.admission = None
         return self.gateway.record(self)
+
+    @staticmethod
+    def _keep(kept: bytearray, body: bytes) -> None:
+        missing = bodies.MOST_BYTES - len(kept)
+        if missing > 0:
+            kept += body[:missing]
+
+    def _was_worked_on(self) -> bool:
+        """Whether the upstream worked on it although it told no usage: it was not refused, nor out of reach."""
+        row = self.row
+        if row.error_type in ("upstream_timeout", "upstream_cut"):
+            return True
+        return (row.http_status or 200) < 400 and row.error_type in (None, "client_disconnected", "draining")
 
     def _price(self) -> None:
         row, usage, route = self.row, self.usage, self.route
@@ -256,10 +297,10 @@ class Exchange:
             row.cost_usd = route.meter.end(self.metered)
             row.priced_by = route.meter.priced_by
             self.metered = None
-        elif self.free:
-            row.cost_usd, row.priced_by = self.gateway.zero, _FREE
         elif not self.sent_upstream:
             row.cost_usd, row.priced_by = self.gateway.zero, _NOT_SENT
+        elif self.free:
+            row.cost_usd, row.priced_by = self.gateway.zero, _FREE
         elif usage is None and row.http_status is not None and row.http_status >= 400 and route and not route.job_id:
             # The vendor bills no request that it answers with an error.
             row.cost_usd, row.priced_by = self.gateway.zero, _FAILED

@@ -13,13 +13,13 @@ import orjson
 from inference_service import metering
 from inference_service.gateway import converting, long_bodies, relaying, tags
 from inference_service.gateway.exchange import Exchange, Receive, Send
-from inference_service.gateway.refusals import OPENAI, Refusal
+from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
 from inference_service.gateway.routing import Route
 from inference_service.gateway.tapping import Shape
 from inference_service.gateway.upstream import retrying
 from inference_service.gateway.upstream.errors import PoolBusy, Reset, UpstreamError
 from inference_service.gateway.upstream.guard import Refused
-from inference_service.gateway.upstreams import COUNT_TOKENS
+from inference_service.gateway.upstreams import COUNT_PATH
 
 if TYPE_CHECKING:
     from inference_service.callers.caller import Caller
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
+_COUNT_ROUTE = COUNT_PATH.decode()
 _WANTED_HEADERS = frozenset(
     (
         b"authorization",
@@ -92,9 +93,13 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         raise Refusal(415, "invalid_request", "the body is compressed; send it as it is", param="Content-Encoding")
     body = await _short_body(exchange, headers.get(b"content-length"))
     if body is None:
+        if row.route == _COUNT_ROUTE:
+            raise Refusal(413, "invalid_request", f"tokens are counted of {long_bodies.LONGEST_HELD} bytes at most")
         await long_bodies.forward(exchange, caller)
         return
     row.request_bytes = len(body)
+    if exchange.kept_response is not None:
+        exchange.kept_request = body
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -112,8 +117,9 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         raise Refusal(400, "invalid_request", "stream is neither true nor false", param="stream")
     row.stream = streaming
     permit(exchange, caller, route)
-    if row.route == COUNT_TOKENS:
-        _count_tokens_for_free(exchange, route)
+    if row.route == _COUNT_ROUTE:
+        await _count_tokens(gateway, exchange, caller, route, document)
+        return
     include_usage, most_output = _prepare(gateway, exchange, route, document, streaming)
     # Written anew: a key that stands twice in the body would mean one thing to us and another to the upstream.
     outgoing = orjson.dumps(document if route.shape == exchange.shape else exchange.translated)
@@ -121,7 +127,8 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         await admit(
             exchange, caller, route, metering.input_upper_bound(len(outgoing), outgoing.count(b'"url"')), most_output
         )
-    response = await _send_with_retries(gateway, exchange, route, outgoing)
+    exchange.body_bytes = len(outgoing)
+    response = await _send_with_retries(gateway, exchange, route, outgoing, route.upstream.target)
     try:
         await relaying.relay(
             exchange, route, response, streaming=streaming, include_usage=include_usage, body_bytes=len(outgoing)
@@ -133,11 +140,26 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         exchange.leave()
 
 
-def _count_tokens_for_free(exchange: Exchange, route: Route) -> None:
-    if route.shape != exchange.shape:
-        raise Refusal(404, "unknown_endpoint", f"{route.model} has no counter of tokens", param="model")
+async def _count_tokens(
+    gateway: Gateway, exchange: Exchange, caller: Caller, route: Route, document: dict[str, Any]
+) -> None:
+    """Let the vendor count a prompt's tokens, which costs nothing."""
+    if route.shape != ANTHROPIC:
+        raise Refusal(
+            400, "untranslatable", f"{route.model} cannot count tokens, only Claude's models can", param="model"
+        )
     exchange.free = True
-    exchange.row.stream = False
+    if caller.limited:
+        await admit(exchange, caller, route, 0, 0)
+    body = orjson.dumps(document)
+    response = await _send_with_retries(gateway, exchange, route, body, route.upstream.target_for(COUNT_PATH))
+    try:
+        await relaying.relay(exchange, route, response, streaming=False, include_usage=True, body_bytes=len(body))
+    except UpstreamError as error:
+        raise refusal_of(error, route) from error
+    finally:
+        response.close()
+        exchange.leave()
 
 
 def permit(exchange: Exchange, caller: Caller, route: Route) -> None:
@@ -254,10 +276,11 @@ async def enter(exchange: Exchange, route: Route) -> None:
     exchange.entered = guard
 
 
-async def _send_with_retries(gateway: Gateway, exchange: Exchange, route: Route, body: bytes) -> Response:
+async def _send_with_retries(
+    gateway: Gateway, exchange: Exchange, route: Route, body: bytes, target: bytes
+) -> Response:
     upstream, row = route.upstream, exchange.row
     headers = upstream.headers_with(gateway.passed_on(exchange, route))
-    target = upstream.target_for(COUNT_TOKENS.encode()) if exchange.free else upstream.target
     attempt = 0
     while True:
         await enter(exchange, route)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -67,6 +68,8 @@ async def _relay_whole(exchange: Exchange, route: Route, response: Response) -> 
     exchange.usage, _, error_type = tapping.usage_of_answer(route.shape, body)
     if error_type:
         exchange.row.error_type = f"upstream_{error_type}"
+    elif exchange.usage is None and not exchange.free:
+        exchange.produced_bytes = _text_bytes(body)
     if translated:
         body = converting.answer(body, exchange)
     exchange.row.first_token_seconds = perf_counter() - exchange.arrived
@@ -99,6 +102,7 @@ async def _relay_long(exchange: Exchange, route: Route, response: Response) -> N
     if held is None:
         await exchange.answer(response.status, b"")
         return
+    exchange.produced_bytes = exchange.answered_bytes
     told = _USAGE_IN_TAIL.findall(tail)
     if told:
         exchange.usage = _read_usage(route.shape, told[-1])
@@ -188,6 +192,28 @@ def _read_usage(shape: tapping.Shape, text: bytes) -> Usage | None:
     except orjson.JSONDecodeError:
         return None
     return metering.from_openai(usage) if shape == OPENAI else metering.from_anthropic(usage)
+
+
+def _text_bytes(body: bytes) -> int:
+    """How long the text is in a whole answer that tells no usage.
+
+    Raises:
+        Refusal: it is no answer at all.
+    """
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise Refusal(502, "upstream_bad_answer", "the upstream answered with something that is no JSON object")
+    choices = answer.get("choices")
+    parts = [_mapping(choice).get("message") for choice in choices] if isinstance(choices, list) else []
+    contents = [_mapping(part).get("content") for part in parts] or [answer.get("content")]
+    return sum(len(orjson.dumps(content)) for content in contents if content)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _request_id(response: Response) -> str | None:

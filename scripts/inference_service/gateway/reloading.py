@@ -119,6 +119,7 @@ class Reloading:
             job_id=None,
             shape=ANTHROPIC,
             upstream=vendor.upstream,
+            described=vendor.models.get(model, {}),
         )
 
     def _route(self, entry: ServiceEntry) -> Route | None:

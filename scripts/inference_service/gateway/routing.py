@@ -7,8 +7,8 @@ changes; a request costs one look-up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from inference_service.gateway.refusals import Refusal
 from inference_service.gateway.tapping import Shape
@@ -25,7 +25,8 @@ _MOST_CHOICES_SHOWN = 40
 class Route:
     """Where requests for one model go. `shape` is what the upstream speaks. `meter` prices a service whose GPU has a
     price; a vendor's model (`job_id` None) is priced by its tokens. `model` is what the log and the price table know it
-    by; `rename` is put into the request's `model` where the upstream would not know what the caller wrote."""
+    by; `rename` is put into the request's `model` where the upstream would not know what the caller wrote. `described`
+    is what the vendor says of the model in its list."""
 
     model: str
     network_arch: str
@@ -36,6 +37,7 @@ class Route:
     streaming: bool = True
     meter: ServiceMeter | None = None
     rename: str | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -15,8 +15,7 @@ from inference_service.gateway.upstream.origin import header_block, parse_base
 from inference_service.gateway.upstream.pool import Pool
 
 PATHS = {OPENAI: b"/v1/chat/completions", ANTHROPIC: b"/v1/messages"}
-COUNT_TOKENS = "/v1/messages/count_tokens"
-"""Free at the vendor's; Claude Code and the SDKs ask it before they send long prompts."""
+COUNT_PATH = PATHS[ANTHROPIC] + b"/count_tokens"
 
 
 class Upstream:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -38,7 +38,8 @@ class Vendor:
     def __init__(self, upstream: Upstream, model: str, changed: Callable[[], None]) -> None:
         """`model` is the one that must exist, empty for any. `changed` is called when the list of models differs."""
         self.upstream = upstream
-        self.models: tuple[str, ...] = ()
+        # What the vendor says of each model, by its id.
+        self.models: Mapping[str, Mapping[str, Any]] = {}
         self.problem: tuple[str, str] | None = (INITIALIZING, f"{upstream.name} has not been asked yet")
         self._model = model
         self._changed = changed
@@ -54,18 +55,18 @@ class Vendor:
     async def _ask(self) -> bool:
         upstream = self.upstream
         try:
-            models: list[str] = []
+            models: dict[str, Mapping[str, Any]] = {}
             after = b""
             while True:
                 status, body = await self._get(upstream.target_for(b"/v1/models?limit=1000" + after))
                 if status != 200:
                     break
                 page = orjson.loads(body)
-                models += [str(model["id"]) for model in page["data"]]
+                models.update((str(model["id"]), model) for model in page["data"])
                 if not page.get("has_more"):
                     break
-                after = b"&after_id=" + models[-1].encode("ascii")
-        except (UpstreamError, ValueError, KeyError, TypeError) as error:
+                after = b"&after_id=" + str(page["data"][-1]["id"]).encode("ascii")
+        except (UpstreamError, ValueError, LookupError, TypeError) as error:
             self._not_answered(f"{upstream.name} cannot be asked for its models: {error}")
             return False
         if status in (401, 403):
@@ -78,8 +79,8 @@ class Vendor:
             self._set((NO_SUCH_MODEL, f"{upstream.name} has no model {self._model}"))
         else:
             self._set(None)
-        if tuple(models) != self.models:
-            self.models = tuple(models)
+        if models != self.models:
+            self.models = models
             self._changed()
         return True
 
