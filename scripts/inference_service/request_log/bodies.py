@@ -83,10 +83,27 @@ class BodyLog:
         self._thread = threading.Thread(target=self._run, name="request-bodies", daemon=True)
         self._thread.start()
 
-    def record(self, request_id: str, time: float, request: bytes, response: bytes) -> None:
-        """Keep the bodies of the request that arrived at `time` (seconds since 1970)."""
+    def record(
+        self,
+        request_id: str,
+        time: float,
+        request: bytes,
+        response: bytes,
+        *,
+        request_bytes: int | None = None,
+        response_bytes: int | None = None,
+    ) -> None:
+        """Keep the bodies of the request that arrived at `time` (seconds since 1970), or their beginnings: then the
+        sizes say how long they were."""
         most = self._most_bytes
-        body = _Body(request_id, time, request[:most], response[:most], len(request), len(response))
+        body = _Body(
+            request_id,
+            time,
+            request[:most],
+            response[:most],
+            len(request) if request_bytes is None else request_bytes,
+            len(response) if response_bytes is None else response_bytes,
+        )
         with self._changed:
             if self._waiting_bytes + body.size > _WAITING_BYTES:
                 self._drop(1)
