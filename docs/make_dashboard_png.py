@@ -20,16 +20,14 @@ import requests  # noqa: E402
 from dashboard_browser import chromium, opened  # noqa: E402
 from doubles.anthropic_api import AnthropicApi  # noqa: E402
 from gateway_process import MESSAGES, serving_gateway  # noqa: E402
+from playwright.sync_api import FloatRect  # noqa: E402
 
 from inference_service import sql  # noqa: E402
 
 SIZE = {"width": 1240, "height": 1200}
-LIVE = (
-    ("support-bot", "claude-sonnet-5-5"),
-    ("search-answers", "claude-sonnet-5-5"),
-    ("code-review", "claude-opus-5-5"),
-    ("mail-triage", "claude-haiku-4-5"),
-)
+LIVE = [
+    (caller[0], model[0]) for caller, model in zip(dashboard_log.CALLERS[:3], dashboard_log.MODELS[:3], strict=True)
+]
 
 
 @contextlib.contextmanager
@@ -57,13 +55,13 @@ def asking(url: str, keys: dict[str, str]) -> Iterator[None]:
 
 def main() -> None:
     """Fill a log, serve it, look at it, save the picture."""
-    with tempfile.TemporaryDirectory() as name, AnthropicApi() as claude:
+    with tempfile.TemporaryDirectory() as name, AnthropicApi() as vendor:
         folder = Path(name)
         database = sql.open(sql.sqlite_url(folder / "state" / "requests.db"))
         keys = dashboard_log.fill(database, 9000)
         database.close()
         with (
-            serving_gateway(folder, upstream_url=claude.url, upstream_key=claude.key, callers={}) as gateway,
+            serving_gateway(folder, upstream_url=vendor.url, upstream_key=vendor.key, callers={}) as gateway,
             chromium() as browser,
             asking(gateway.url, keys),
             opened(
@@ -77,10 +75,9 @@ def main() -> None:
         ):
             page.locator("[data-table=live] tbody tr").nth(len(LIVE) - 1).wait_for()
             page.evaluate("document.activeElement.blur()")
-            charts = page.locator("#charts").bounding_box()
-            assert charts is not None
-            shown = {"x": 0, "y": 0, "width": SIZE["width"], "height": charts["y"] + charts["height"] + 16}
-            page.screenshot(path=str(SKILL / "docs" / "dashboard.png"), clip=shown)
+            end = page.locator("#charts").evaluate("(node) => node.getBoundingClientRect().bottom")
+            clip = FloatRect(x=0, y=0, width=SIZE["width"], height=end + 16)
+            page.screenshot(path=str(SKILL / "docs" / "dashboard.png"), clip=clip)
 
 
 if __name__ == "__main__":
