@@ -59,7 +59,7 @@ class GatewayCluster:
             'PGPASSWORD=$POSTGRES_PASSWORD exec psql "$@"',
             "psql",
             *target,
-            "--csv",
+            "--no-align",
             "--tuples-only",
         )
         return self.kubectl("exec", "deployment/postgresql", "--", *command, "--command", statement).splitlines()
@@ -72,6 +72,10 @@ class GatewayCluster:
             for pod in found["items"]
             if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] == "Running"
         ]
+
+    def configured(self, pod: str) -> str:
+        """The registry as that pod has it."""
+        return self.kubectl("exec", pod, "--", "cat", "/etc/gateway/services.json")
 
     def wait(self, deployment: str = "tao-gateway") -> None:
         """Wait until every pod of the deployment is the newest, and ready."""

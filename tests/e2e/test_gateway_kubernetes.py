@@ -124,9 +124,9 @@ def _process_in(pod: str) -> psutil.Process:
 
 
 def test_a_budget_holds_across_both_replicas(cluster: GatewayCluster) -> None:
-    budget = Decimal("0.004")
+    budget = Decimal("0.006")
     key = cluster.callers("add", "thrifty", "--usd-per-day", str(budget))["api_key"]
-    body = {"model": MODEL, "max_tokens": 40, "messages": [{"role": "user", "content": "one two three four five"}]}
+    body = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "one two three"}]}
     statuses: list[int] = []
     told: dict[str, Any] = {}
     enough = threading.Event()
@@ -160,7 +160,7 @@ def test_a_budget_holds_across_both_replicas(cluster: GatewayCluster) -> None:
     rows = eventually(spent)
     total = sum(Decimal(row["cost_usd"]) for row in rows if row["http_status"] == 200)
     assert 0 < total <= budget
-    # Not a budget's small change: what was refused did not fit.
+    # What was refused did not fit, rather than being refused to be safe.
     assert total > budget / 2
     assert len({row["gateway"] for row in rows}) == 2
 
@@ -178,18 +178,22 @@ def test_a_service_of_the_cluster_is_reached_by_its_cluster_address(
         services = {started["job_id"]: {**entry, "host_url": entry["docker_url"]}}
         patch = json.dumps({"data": {"services.json": json.dumps(services)}})
         cluster.kubectl("patch", "configmap", "tao-gateway", "--type", "merge", "--patch", patch)
-        # The kubelet brings it into the pods within a minute or so, and the gateway looks every second.
-        for _ in range(4):
-            eventually(lambda: started["job_id"] in cluster.get("/v1/models", key).text, timeout=150)
+        # The kubelet brings it into each pod within a minute or so, and the gateway looks every second.
+        for pod in cluster.pods():
+            eventually(lambda pod=pod: started["job_id"] in cluster.configured(pod), timeout=150, every=1)
         body = {
             "model": started["job_id"],
             "temperature": 0,
             "max_tokens": 20,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
         }
-        answer = requests.post(
-            f"{cluster.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}, timeout=60
-        )
+
+        def ask() -> requests.Response | None:
+            headers = {"authorization": f"Bearer {key}"}
+            answer = requests.post(f"{cluster.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+            return None if answer.status_code == 404 else answer
+
+        answer = eventually(ask, timeout=20)
         assert answer.status_code == 200, answer.text
         assert "Paris" in answer.json()["choices"][0]["message"]["content"]
         row = eventually(lambda: logged(cluster).get(answer.headers["x-request-id"]))
