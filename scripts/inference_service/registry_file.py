@@ -3,8 +3,8 @@
 Whoever changes it holds a lock on a file beside it, writes a new file, and renames it over the old one. So a reader,
 who needs no lock, and whoever comes after a kill, a power cut or a full disk find the old file or the new one, whole.
 The file lies in a folder that everybody may write to (/tmp, seed 4.3), so one that somebody else made or may change is
-refused. What is mounted read-only (a ConfigMap, a volume of a container) is from whoever set up the machine: it is read,
-and never written.
+refused. What is mounted read-only (a ConfigMap, a volume of a container) is from whoever set up the machine: it is
+read, and never written.
 """
 
 from __future__ import annotations

@@ -198,7 +198,10 @@ def test_budgets_show_what_is_left(database: sql.Database) -> None:
 
 
 def test_live_requests_are_filtered_by_what_is_known_of_them(database: sql.Database) -> None:
-    live = [{"request_id": "1", "caller": "alice", "seconds": 1.0}, {"request_id": "2", "caller": "bob", "seconds": 0.5}]
+    live = [
+        {"request_id": "1", "caller": "alice", "seconds": 1.0},
+        {"request_id": "2", "caller": "bob", "seconds": 0.5},
+    ]
     document = data.document(database, {"caller": "bob", "status": "error"}, live, NOW)
     assert [request["request_id"] for request in document["live"]] == ["2"]
 

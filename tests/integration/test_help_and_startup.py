@@ -46,9 +46,14 @@ PROMISED = {
     "stop_service": ["--job-id", "--all", "--yes", "--expired", "--idle"],
     "registry": ["list", "show", "write", "remove", "reconcile", "path"],
     "service_logs": ["--job-id", "--tail", "--follow"],
+    "callers": ["add", "list", "rotate", "disable", "enable", "remove", "limits"],
     "usage_report": ["--by", "--since", "--format"],
 }
-SUBCOMMAND_OPTIONS = {("registry", "reconcile"): ["--remove-gone"], ("registry", "list"): ["--offline"]}
+SUBCOMMAND_OPTIONS = {
+    ("registry", "reconcile"): ["--remove-gone"],
+    ("registry", "list"): ["--offline"],
+    ("callers", "rotate"): ["--grace", "--database"],
+}
 
 # Runs a script's --help in this process's place and says which modules it took.
 IMPORTS_OF_HELP = """

@@ -163,8 +163,8 @@ def test_usage_beside_choices_is_not_stripped() -> None:
             b'data: {"object":"error","message":"no","type":"BadRequestError","code":400}\n\n',
             "BadRequestError",
         ),
-        (OpenAITap(), b'error: {"code":500,"message":"slot lost"}\n\n', "upstream_error"),
-        (OpenAITap(True), b'data: {"error": "out of memory"}\n\n', "upstream_error"),
+        (OpenAITap(), b'error: {"code":500,"message":"slot lost"}\n\n', "error"),
+        (OpenAITap(True), b'data: {"error": "out of memory"}\n\n', "error"),
     ],
 )
 def test_an_error_in_the_middle_of_a_stream_is_seen(tap: tapping.StreamReader, event: bytes, error_type: str) -> None:
@@ -223,7 +223,8 @@ def test_a_line_without_an_end_counts_when_the_stream_ends() -> None:
 def test_no_bytes_break_a_tap(stream: bytes, cuts: list[int], strip: bool) -> None:
     for tap in (AnthropicTap(), OpenAITap(strip_usage=strip)):
         sent = b"".join([*map(tap.feed, wire_samples.cut(stream, cuts)), tap.end()])
-        assert sent == stream
+        whole_lines = stream[: stream.rfind(b"\n") + 1]
+        assert sent in (stream, whole_lines, whole_lines + b"\n")
 
 
 @given(
@@ -274,7 +275,7 @@ def test_the_usage_of_an_unstreamed_answer_is_that_of_the_stream() -> None:
     [
         ("anthropic", b'{"type":"error","error":{"type":"rate_limit_error","message":"m"}}', "rate_limit_error"),
         ("openai", b'{"error":{"message":"m","type":"invalid_request_error","code":null}}', "invalid_request_error"),
-        ("openai", b'{"error":"model_loading"}', "upstream_error"),
+        ("openai", b'{"error":"model_loading"}', "error"),
         ("openai", b"<html>", None),
         ("openai", b"[]", None),
         ("openai", b'{"choices":[{"finish_reason":null}]}', None),
@@ -282,3 +283,28 @@ def test_the_usage_of_an_unstreamed_answer_is_that_of_the_stream() -> None:
 )
 def test_an_answer_without_usage_has_none(shape: tapping.Shape, body: bytes, expected: str | None) -> None:
     assert usage_of_answer(shape, body) == (None, None, expected)
+
+
+@pytest.mark.parametrize(
+    ("tap", "stream"),
+    [(AnthropicTap, wire_samples.anthropic_stream(ANSWER)), (OpenAITap, wire_samples.openai_stream(ANSWER))],
+)
+def test_an_event_can_follow_wherever_a_stream_is_cut(tap: Any, stream: bytes) -> None:
+    for place in range(len(stream) - 2):
+        reader = tap()
+        sent = reader.feed(stream[:place]) + reader.end()
+        assert not reader.finished
+        events = [event for event in sent.split(b"\n\n") if b"data:" in event]
+        assert all(event + b"\n\n" in stream for event in events), "none is half"
+        assert sent[-2:] in (b"", b"\n\n")
+
+
+def test_a_stream_is_finished_when_its_last_event_is_whole() -> None:
+    for tap, stream in (
+        (AnthropicTap(), wire_samples.anthropic_stream(ANSWER)),
+        (OpenAITap(), wire_samples.openai_stream(ANSWER)),
+    ):
+        sent = tap.feed(stream[:-1])
+        assert not tap.finished
+        assert sent + tap.feed(b"\n") == stream
+        assert tap.finished

@@ -7,6 +7,7 @@ from typing import Any
 
 import anthropic
 import openai
+import orjson
 import pytest
 import sdk_streams
 import wire_samples
@@ -170,7 +171,7 @@ def test_a_stream_that_is_cut_ends_with_an_error_and_never_as_if_it_were_whole(
         translation = make()
         sent = run(translation, stream[:place])
         assert end not in sent
-        assert not translation.finished
+        assert (translation.finished, translation.error_type) == (False, "cut")
         last = data_of(sent)[-1]
         assert last["error"]["message"] == "the upstream's answer stopped before its end"
         assert translation.end() == translation.feed(stream[place:]) == b""
@@ -206,7 +207,7 @@ def test_an_error_in_the_middle_of_claudes_stream_is_one_for_the_openai_sdk() ->
             "overloaded_error",
             "server_error",
         ),
-        (b'data: {"error":"no memory"}\n\n', "api_error", "upstream_error"),
+        (b'data: {"error":"no memory"}\n\n', "api_error", "error"),
         (
             b'data: {"object":"error","message":"no memory","type":"BadRequestError","code":400}\n\n',
             "invalid_request_error",
@@ -357,3 +358,65 @@ def test_a_stream_without_an_answer_is_no_answer() -> None:
     ended = to_openai()
     assert b"error" in ended.feed(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
     assert not ended.finished
+
+
+@pytest.mark.parametrize(("make", "source"), [(to_openai, "anthropic_stream"), (to_anthropic, "openai_stream")])
+def test_pieces_of_text_in_one_envelope_are_parsed_once(
+    make: Any, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Answer(texts=("first", *(f"word {number}\n" for number in range(200))))
+    stream = getattr(wire_samples, source)(answer, **({"padding": True} if make is to_openai else {}))
+    parsed: list[bytes] = []
+    really = orjson.loads
+
+    def loads(data: bytes) -> Any:
+        parsed.append(data)
+        return really(data)
+
+    monkeypatch.setattr(orjson, "loads", loads)
+    translation = make()
+    sent = run(translation, stream)
+    events = [data for data in parsed if not data.startswith(b'"')]
+    assert len(events) < 10
+    assert translation.deltas == 201
+    assert all(orjson.dumps(text) in sent for text in answer.texts)
+
+
+def test_text_that_looks_like_an_envelope_goes_through_as_text() -> None:
+    before = 'data: {"choices":[{"index":0,"delta":{"content":"'
+    texts = (
+        "a",
+        "b",
+        '"},"finish_reason":"stop"}],"x":{"y":"',
+        before,
+        '"}}',
+        "\\",
+        '\\"',
+        "\n\ndata: [DONE]\n\n",
+        "z",
+    )
+    for make, source in ((to_anthropic, wire_samples.openai_stream), (to_openai, wire_samples.anthropic_stream)):
+        translation = make()
+        stream = run(translation, source(Answer(texts=texts)))
+        assert translation.produced_bytes == len("".join(texts))
+        if make is to_anthropic:
+            block = sdk_streams.anthropic_accumulated(stream).content[0]
+            assert block.type == "text"
+            assert block.text == "".join(texts)
+        else:
+            assert sdk_streams.openai_accumulated(stream).choices[0].message.content == "".join(texts)
+
+
+def test_text_after_a_tool_call_is_a_block_of_its_own() -> None:
+    deltas: list[dict[str, Any]] = [
+        {"content": "a"},
+        {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"content": "b"},
+        {"content": "c"},
+        {"refusal": "no"},
+        {"content": "d"},
+    ]
+    chunks = [{"id": "i", "model": "m", "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    stream = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    message = sdk_streams.anthropic_accumulated(run(to_anthropic(), stream.encode()))
+    assert [getattr(block, "text", block.type) for block in message.content] == ["a", "tool_use", "bc", "no", "d"]

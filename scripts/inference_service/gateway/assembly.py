@@ -22,12 +22,17 @@ from inference_service.gateway.metrics import Metrics
 from inference_service.gateway.metrics_snapshot import SnapshotFiles
 from inference_service.gateway.reloading import Reloading
 from inference_service.gateway.settings import Settings
+from inference_service.request_log import bodies
 from inference_service.request_log.recorder import Recorder
 
 log = logging.getLogger("gateway")
 
 _SNAPSHOT_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
+
+
+def _warn(sentence: str) -> None:
+    log.warning("%s", sentence)
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,11 @@ def assemble(settings: Settings) -> Parts:
     facts = gateway_facts.load()
     # Names this process among all that ever were: leases and rows belong to it.
     name = f"{os.uname().nodename}-{os.getpid()}-{randomness.token_hex(4)}"
-    recorder = Recorder(settings.database, settle=settle, report=lambda sentence: log.warning("%s", sentence))
+    recorder = Recorder(settings.database, settle=settle, report=_warn)
+    kept = bodies.BodyLog(sql.open(settings.database), report=_warn) if settings.log_bodies else None
     gateway = Gateway(
         settings,
+        bodies=kept,
         name=name,
         database=sql.open(settings.database),
         accounts=Accounts(sql.open(settings.database), name),
@@ -101,7 +108,7 @@ def assemble(settings: Settings) -> Parts:
     )
     reloading = Reloading(gateway, facts)
     gateway.vendor = reloading.vendor
-    closing: list[Any] = [reloading]
+    closing: list[Any] = [reloading, *([] if kept is None else [kept])]
     if settings.json_log:
         lines = json_log.JsonLog(secrets.redact)
         gateway.observers.append(lines.observe)

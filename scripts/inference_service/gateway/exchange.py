@@ -15,6 +15,7 @@ from inference_service.callers import money
 from inference_service.gateway import refusals
 from inference_service.gateway.refusals import Refusal
 from inference_service.gateway.tapping import Shape
+from inference_service.request_log import bodies
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Exchange:
         "free",
         "gateway",
         "headers",
+        "kept_request",
+        "kept_response",
         "metered",
         "price",
         "produced_bytes",
@@ -127,6 +130,9 @@ class Exchange:
         self.entered: Guard | None = None
         self.succeeded: bool | None = None
         self.trace: Trace | None = None
+        # The beginnings of both bodies, where bodies are kept (--log-bodies).
+        self.kept_request = b""
+        self.kept_response: bytearray | None = bytearray() if gateway.bodies is not None else None
 
     def routed(self, route: Route, price: ModelPrice | None) -> None:
         """Note where it goes."""
@@ -177,6 +183,8 @@ class Exchange:
         now = perf_counter()
         row.first_byte_seconds = now - self.arrived
         self.answered_bytes = len(body)
+        if self.kept_response is not None:
+            self._keep(self.kept_response, body)
         durable = self.record(now)
         if durable is not None:
             await durable
@@ -198,6 +206,8 @@ class Exchange:
     async def piece(self, body: bytes) -> None:
         """Send a piece of a stream, and wait while the client is too slow for it."""
         self.answered_bytes += len(body)
+        if self.kept_response is not None:
+            self._keep(self.kept_response, body)
         if self.protocol.flow.write_paused:
             began = perf_counter()
             await self.send({"type": "http.response.body", "body": body, "more_body": True})
@@ -208,6 +218,8 @@ class Exchange:
     async def last_piece(self, body: bytes) -> None:
         """Record the request, then send the last piece of its stream."""
         self.answered_bytes += len(body)
+        if self.kept_response is not None:
+            self._keep(self.kept_response, body)
         durable = self.record(perf_counter())
         if durable is not None:
             await durable
@@ -248,9 +260,22 @@ class Exchange:
         if self.admission is not None:
             usage, cost = self.usage, row.cost_usd
             tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
-            self.admission.settle(tokens, None if cost is None else money.nano_usd(cost))
+            if cost is not None:
+                spent: int | None = money.nano_usd(cost)
+            elif usage is not None and self.price is not None:
+                # A part of it has no price (a fast mode, a search): what is not known must not look free to a budget.
+                spent = self.price.upper_bound_nano_usd(usage.input_tokens, usage.output_tokens)
+            else:
+                spent = None
+            self.admission.settle(tokens, spent)
             self.admission = None
         return self.gateway.record(self)
+
+    @staticmethod
+    def _keep(kept: bytearray, body: bytes) -> None:
+        missing = bodies.MOST_BYTES - len(kept)
+        if missing > 0:
+            kept += body[:missing]
 
     def _was_worked_on(self) -> bool:
         """Whether the upstream worked on it although it told no usage: it was not refused, nor out of reach."""

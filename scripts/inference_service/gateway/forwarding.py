@@ -98,6 +98,8 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         await long_bodies.forward(exchange, caller)
         return
     row.request_bytes = len(body)
+    if exchange.kept_response is not None:
+        exchange.kept_request = body
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:

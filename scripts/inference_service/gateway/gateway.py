@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from inference_service.gateway.tracing import Tracing
     from inference_service.gateway.vendor import Vendor
     from inference_service.model_price import ModelPrice
+    from inference_service.request_log.bodies import BodyLog
     from inference_service.request_log.recorder import Recorder
     from inference_service.sql import Database
     from inference_service.token_pricing import PriceTable
@@ -63,6 +64,7 @@ class Gateway:
         recorder: Recorder,
         metrics: Metrics,
         request_seconds: float,
+        bodies: BodyLog | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -84,7 +86,7 @@ class Gateway:
         self.last_request_time: float | None = None
         self.admin_digest = _digest(settings.admin_key)
         self.zero = Decimal(0)
-        self.log_bodies = settings.log_bodies
+        self.bodies = bodies
         self.name = name
         self._id_prefix = secrets.token_hex(8)
         self._ids = 0
@@ -213,6 +215,15 @@ class Gateway:
             observer(row)
         if self.tracing is not None and exchange.trace is not None:
             self.tracing.observe(row, exchange.trace)
+        if self.bodies is not None:
+            self.bodies.record(
+                row.request_id,
+                row.time,
+                exchange.kept_request,
+                bytes(exchange.kept_response or b""),
+                request_bytes=row.request_bytes,
+                response_bytes=exchange.answered_bytes,
+            )
 
     def why_not_ready(self) -> tuple[str, str] | None:
         """A word of the services' readiness (references/request.yaml) and a sentence; None where requests are taken."""

@@ -17,6 +17,7 @@ from inference_service.gateway import converting, forwarding, relaying
 from inference_service.gateway.body_scan import BodyScan
 from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.upstream.errors import UpstreamError
+from inference_service.request_log import bodies
 
 if TYPE_CHECKING:
     from inference_service.callers.caller import Caller
@@ -87,6 +88,9 @@ class _LongBody:
 
     def _look(self, piece: bytes) -> None:
         self.read += len(piece)
+        exchange = self._exchange
+        if exchange.kept_response is not None and len(exchange.kept_request) < bodies.MOST_BYTES:
+            exchange.kept_request += piece[: bodies.MOST_BYTES]
         if self.read > LONGEST:
             raise _too_long()
         self.scan.feed(piece)

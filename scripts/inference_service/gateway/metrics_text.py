@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -100,19 +102,24 @@ class _Lines:
     def histogram(self, name: str, labels: Mapping[str, str], bounds: tuple[float, ...], counted: list[Any]) -> None:
         """Nothing was measured: no lines, for a scrape of many callers is long enough."""
         *counts, total = counted
-        if not any(counts):
+        below = list(itertools.accumulate(counts))
+        if not below[-1]:
             return
         common = _braced(labels)[:-1]
-        below = 0
-        for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=True):
-            below += count
-            self._lines.append(f'tao_gateway_{name}_bucket{common},le="{bound}"}} {below}')
+        begun = f"tao_gateway_{name}_bucket{common}"
+        ends = _bucket_ends(bounds)
+        self._lines += [f"{begun}{end}{count}" for end, count in zip(ends, below, strict=True)]
         self._lines.append(f"tao_gateway_{name}_sum{common}}} {total!r}")
-        self._lines.append(f"tao_gateway_{name}_count{common}}} {below}")
+        self._lines.append(f"tao_gateway_{name}_count{common}}} {below[-1]}")
 
     def encoded(self) -> bytes:
         """All of it."""
         return ("\n".join(self._lines) + "\n").encode()
+
+
+@functools.cache
+def _bucket_ends(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    return tuple(f',le="{bound}"}} ' for bound in (*map(str, bounds), "+Inf"))
 
 
 def _braced(labels: Mapping[str, str]) -> str:

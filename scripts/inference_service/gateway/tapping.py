@@ -3,8 +3,8 @@
 Almost every event of a stream is a piece of text in the same envelope: the bytes before the text and those after it are
 the same each time. So the first such event is parsed, its envelope is remembered, and what follows in the same envelope
 is recognised by two comparisons; every other event is parsed. Text cannot forge an envelope, as its quotes are escaped.
-Events may be cut anywhere; both wire formats put each event's JSON on one `data:` line, and lines are what is kept
-together here.
+Events may be cut anywhere; both wire formats put each event's JSON on one `data:` line. A line is sent on when it is
+whole, so that a stream that is cut can still be ended by an event that says so.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _NONE: Mapping[str, Any] = {}
 class StreamReader:
     """Who reads a stream on its way to the client: a tap, or one that translates it.
 
-    `finished`: the stream told its own end. `error_type`: the type of an error event inside it, `bad_answer` for what
-    is no event at all. `finish_reason`: in the upstream's words. `first_token`: something of the answer has come.
-    `produced_bytes` of UTF-8 text (also thinking and tool arguments) came in `deltas` events.
+    `finished`: the stream told its own end. `error_type`: the type of an error event inside it; `error` if it names
+    none, `bad_answer` for what is no event at all, `cut` where the reader itself told the client of a cut (see `end`).
+    `finish_reason`: in the upstream's words. `first_token`: something of the answer has come. `produced_bytes` of UTF-8
+    text (also thinking and tool arguments) came in `deltas` events.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,11 @@ class StreamReader:
         raise NotImplementedError
 
     def end(self) -> bytes:
-        """The stream's bytes have ended; what is still to be sent on. A stream that is not `finished` then was cut."""
+        """The stream's bytes have ended; what is still to be sent on. A stream that is not `finished` then was cut.
+
+        If the reader translates, what it gives for such a stream ends with the event that says so. If it passes on,
+        the event is the caller's to send: it can follow at once.
+        """
         raise NotImplementedError
 
     @property
@@ -75,6 +80,10 @@ class _Tap(StreamReader):
         self._after_text = b""
         self._from_text = b""
         self._event_line = -1
+        self._in_event = False
+        """Whether the last line is part of an event that a blank line has not ended yet."""
+        self._told_end = False
+        self._told_error: str | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Read the next bytes of the stream; what is to be sent on, usually the same object."""
@@ -97,17 +106,26 @@ class _Tap(StreamReader):
     def _feed(self, piece: bytes) -> bytes:
         data = self._rest + piece if self._rest else piece
         end = self._read(data)
-        # Almost always nothing is left, as servers send whole events.
-        self._rest = b"" if end == len(data) else self._kept(data[end:])
-        return piece
+        if end == len(data):  # Almost always, as servers send whole events.
+            self._rest = b""
+            return data
+        self._rest = self._kept(data[end:])
+        return data[:end] if self._rest else data
 
     def end(self) -> bytes:
-        """The stream's bytes have ended; what is still to be sent on."""
-        # The last line may have no end.
-        if self._rest:
-            self._line(self._rest, 0, len(self._rest))
-            self._rest = b""
-        return b""
+        last, self._rest = self._rest, b""
+        in_event = self._in_event
+        if last:
+            self._line(last, 0, len(last))
+        self._end_event()
+        if self.finished or self.error_type:
+            return last
+        return b"\n" if in_event else b""  # Half a line is nothing; half an event must not go into the next one.
+
+    def _end_event(self) -> None:
+        # Only now, as the client reads no event before its blank line.
+        self.finished = self.finished or self._told_end
+        self.error_type = self.error_type or self._told_error
 
     def _document(self, document: Mapping[str, Any]) -> str | None:
         """Read one event; returns its text if it is nothing but a piece of text."""
@@ -130,7 +148,8 @@ class _Tap(StreamReader):
                     ):
                         self.produced_bytes += end - begin
                         self.deltas += 1
-                        at = stop + 2 if data.startswith(b"\n", stop + 1) else stop + 1
+                        self._in_event = not data.startswith(b"\n", stop + 1)
+                        at = stop + 1 if self._in_event else stop + 2
                         continue
             stop = data.find(b"\n", at)
             if stop < 0:
@@ -148,7 +167,14 @@ class _Tap(StreamReader):
     def _line(self, data: bytes, start: int, stop: int) -> None:
         if self._passing_long_line:
             self._passing_long_line = False
+            self._in_event = True
             return
+        if stop - start <= 1 and not data[start:stop].strip():
+            self._in_event = False
+            self._event_line = -1
+            self._end_event()
+            return
+        self._in_event = True
         if data.startswith(b"event:", start):
             self._event_line = start
             return
@@ -157,7 +183,7 @@ class _Tap(StreamReader):
             return
         payload = data[start + 5 : stop].strip()
         if payload == b"[DONE]":
-            self.finished = True
+            self._told_end = True
             return
         try:
             document = orjson.loads(payload)
@@ -205,9 +231,9 @@ class AnthropicTap(_Tap):
             self._merge(document.get("usage"))
             self.finish_reason = _text(_mapping(document.get("delta")).get("stop_reason")) or self.finish_reason
         elif kind == "message_stop":
-            self.finished = True
+            self._told_end = True
         elif kind == "error":
-            self.error_type = error_type_of(document)
+            self._told_error = error_type_of(document)
         return None
 
     def _merge(self, usage: object) -> None:
@@ -219,7 +245,7 @@ class OpenAITap(_Tap):
     """Reads along in a stream of `POST /v1/chat/completions`.
 
     `strip_usage`: the client did not ask for the event that has the usage alone (`stream_options.include_usage`), the
-    gateway did: it is taken out. Then a line is sent on when it is whole.
+    gateway did: it is taken out.
     """
 
     def __init__(self, strip_usage: bool = False) -> None:
@@ -235,21 +261,12 @@ class OpenAITap(_Tap):
         return metering.from_openai(self._usage) if self._usage else None
 
     def _feed(self, piece: bytes) -> bytes:
-        if not self._strip_usage:
-            return super()._feed(piece)
-        data = self._rest + piece if self._rest else piece
-        end = self._read(data)
-        if end == len(data):
-            self._rest = b""
-        else:
-            self._rest = self._kept(data[end:])
-            data = data[:end] if self._rest else data
+        data = super()._feed(piece)
         return self._without_drops(data) if self._drops else data
 
     def end(self) -> bytes:
-        rest = self._rest if self._strip_usage else b""
-        super().end()
-        return self._without_drops(rest) if self._drops else rest
+        data = super().end()
+        return self._without_drops(data) if self._drops else data
 
     def _without_drops(self, data: bytes) -> bytes:
         kept, at = [], 0
@@ -260,10 +277,9 @@ class OpenAITap(_Tap):
         return b"".join([*kept, data[at:]])
 
     def _line(self, data: bytes, start: int, stop: int) -> None:
-        if not self._passing_long_line and data.startswith(
-            b"error:", start
-        ):  # llama.cpp's server names its errors by the field.
-            self.error_type = self.error_type or "upstream_error"
+        # llama.cpp's server names its errors by the field.
+        if not self._passing_long_line and data.startswith(b"error:", start):
+            self._told_error = _error_type_in(data[start + 6 : stop])
         super()._line(data, start, stop)
         if self._usage_alone or (self._drop_blank_line and not data[start:stop].strip()):
             self._drops.append((start, stop + 1))
@@ -276,7 +292,7 @@ class OpenAITap(_Tap):
             self._usage = metering.merge(self._usage, usage)
             self._usage_alone = self._strip_usage and not choices
         if document.get("error") or document.get("object") == "error":
-            self.error_type = error_type_of(document)
+            self._told_error = error_type_of(document)
         text: str | None = None
         for choice in choices if isinstance(choices, list) else ():
             choice = _mapping(choice)
@@ -307,14 +323,21 @@ def usage_of_answer(shape: Shape, body: bytes) -> tuple[Usage | None, str | None
 
 
 def error_type_of(document: Mapping[str, Any]) -> str:
-    """The type of the error in a body or event of either shape; `upstream_error` if it names none."""
+    """The type of the error in a body or event of either shape; `error` if it names none."""
     error = document.get("error")
     if isinstance(error, dict):
-        return _text(error.get("type")) or _text(error.get("code")) or "upstream_error"
+        return _text(error.get("type")) or _text(error.get("code")) or "error"
     if isinstance(error, str):  # FastAPI services answer {"error": "words"}: words are no type.
-        return "upstream_error"
-    kind = _text(document.get("type"))
-    return kind if kind and kind != "error" else "upstream_error"
+        return "error"
+    return _text(document.get("type")) or "error"
+
+
+def _error_type_in(body: bytes) -> str:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "error"
+    return error_type_of(document) if isinstance(document, dict) else "error"
 
 
 def _produced(delta: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,10 @@ _AT_ONCE = 50
 _RETRY_SECONDS = 1.0
 
 # Keys that this process was never given: a caller may have put one into a prompt.
-_KEYS = re.compile(r"\b(?:sk|tao)-[A-Za-z0-9]{2,}[-_A-Za-z0-9]{12,}|\b(?i:bearer)\s+[-._~+/A-Za-z0-9]{12,}=*")
+_KEYS = re.compile(
+    r"\bsk-(?=[-_A-Za-z]*[0-9])[-_A-Za-z0-9]{16,}|\btao-[A-Za-z0-9]{8}-[-_A-Za-z0-9]{12,}"
+    r"|\b(?i:bearer)\s+[-._~+/A-Za-z0-9]{12,}=*"
+)
 # Media are recognisable by their beginning, and nobody reads the rest.
 _MEDIA = re.compile(r"(data:[-+.\w]{1,60}/[-+.\w]{1,60};base64,[A-Za-z0-9+/]{16})[A-Za-z0-9+/]+={0,2}")
 
@@ -56,8 +59,8 @@ class _Body:
 
 
 def stored_text(body: bytes, whole_bytes: int) -> str | None:
-    """A body of which `body` is the beginning, as it is stored: as text, media shortened, secrets replaced, and how many
-    bytes are missing said at the end. None of an empty one."""
+    """A body of which `body` is the beginning, as it is stored: as text, media shortened, secrets replaced, and how
+    many bytes are missing said at the end. None of an empty one."""
     if not whole_bytes:
         return None
     text = body.decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -84,10 +87,27 @@ class BodyLog:
         self._thread = threading.Thread(target=self._run, name="request-bodies", daemon=True)
         self._thread.start()
 
-    def record(self, request_id: str, time: float, request: bytes, response: bytes) -> None:
-        """Keep the bodies of the request that arrived at `time` (seconds since 1970)."""
+    def record(
+        self,
+        request_id: str,
+        time: float,
+        request: bytes,
+        response: bytes,
+        *,
+        request_bytes: int | None = None,
+        response_bytes: int | None = None,
+    ) -> None:
+        """Keep the bodies of the request that arrived at `time` (seconds since 1970), or their beginnings: then the
+        sizes say how long they were."""
         most = self._most_bytes
-        body = _Body(request_id, time, request[:most], response[:most], len(request), len(response))
+        body = _Body(
+            request_id,
+            time,
+            request[:most],
+            response[:most],
+            len(request) if request_bytes is None else request_bytes,
+            len(response) if response_bytes is None else response_bytes,
+        )
         with self._changed:
             if self._waiting_bytes + body.size > _WAITING_BYTES:
                 self._drop(1)

@@ -78,7 +78,7 @@ function show(data) {
   showFilters(data);
   showUpdated();
   byId("fine-print").textContent =
-    `Each bar is ${duration(data.bucket_seconds).replace(/ 0 (s|min)$/, "").replace(/\.0+ s/, " s")}; times are this device's. Percentiles are within 5 % of the true ones, and sums are for looking: usage_report.py adds to the last decimal.` +
+    `Each bar is ${duration(data.bucket_seconds).replace(/ 0 (s|min)$/, "").replace(/\.0+ s/, " s")}; times are this device's. Percentiles are within 5 % of the true ones, and sums are rounded: usage_report.py adds to the last decimal.` +
     (data.totals.estimated ? ` The tokens of ${count(data.totals.estimated)} requests are estimates, because nobody reported them.` : "");
 }
 

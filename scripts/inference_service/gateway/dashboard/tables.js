@@ -112,7 +112,7 @@ function showUnpriced(data) {
   const columns = [
     { title: "Model", head: true, value: (row) => narrowing("model", row.model, "(not routed)") },
     { title: "Without a price", number: true, value: (row) => count(row.unpriced) },
-    { title: "of its requests", number: true, value: (row) => percent(row.unpriced / row.requests) },
+    { title: "Share", number: true, value: (row) => percent(row.unpriced / row.requests) },
   ];
   const made = table("Requests without a price", columns, data.unpriced);
   refill(byId("unpriced-table"), ...made.children);

@@ -57,7 +57,7 @@ class OpenAIToAnthropic(TranslatedStream):
     def _document(self, document: Mapping[str, Any]) -> str | None:
         if document.get("error") or document.get("object") == "error":
             kind, message, _ = errors.read_document(document)
-            self._fail(kind or "upstream_error", message, _status(document))
+            self._fail(kind, message, _status(document))
             return None
         usage = document.get("usage")
         # Some services send the usage without any choices.

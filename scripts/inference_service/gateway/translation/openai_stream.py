@@ -69,7 +69,7 @@ class AnthropicToOpenAI(TranslatedStream):
             self._out.append(self.keep_alive)
         elif kind == "error":
             error, message, _ = errors.read_document(document)
-            self._fail(error or "upstream_error", message)
+            self._fail(error, message)
         return None
 
     def _begin(self, message: Mapping[str, Any]) -> None:

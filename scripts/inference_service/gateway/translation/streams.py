@@ -69,8 +69,7 @@ class TranslatedStream(StreamReader):
         if _is_whole(last):  # A last line without its end; half of one is nothing.
             self._line(last)
         if not self._closed:
-            self._closed = True
-            self._out.append(errors.event(self.shape, "upstream_cut", errors.CUT))
+            self._fail("cut", errors.CUT)
         return self._taken()
 
     def _finish(self) -> None:
@@ -104,13 +103,13 @@ class TranslatedStream(StreamReader):
             self._out.append(self.keep_alive)
         elif line.startswith(b"error:"):  # llama.cpp's server names its errors by the field.
             kind, message, _ = errors.read(line[6:].strip())
-            self._fail(kind or "upstream_error", message)
+            self._fail(kind, message)
 
-    def _fail(self, kind: str, message: str, status: int | None = None) -> None:
-        self.error_type = kind
+    def _fail(self, kind: str | None, message: str, status: int | None = None) -> None:
+        self.error_type = kind or "error"
         self._closed = True
         self._begun = []
-        self._out.append(errors.event(self.shape, kind, message, status))
+        self._out.append(errors.event(self.shape, self.error_type, message, status))
 
     def _remember(self, line: bytes, text: str) -> None:
         found = _TEXT.search(line)
