@@ -27,7 +27,10 @@ async def respond(database: Database, request: Request, live: Sequence[Mapping[s
     """
     from inference_service.gateway.dashboard import data
 
-    query = dict(parse_qsl(request.query, max_num_fields=50))
+    try:
+        query = dict(parse_qsl(request.query, max_num_fields=50))
+    except ValueError as error:
+        return _failed(400, BadInput("invalid_query", str(error), "leave out what the dashboard does not ask for"))
     try:
         document = await asyncio.to_thread(data.document, database, query, live, time())
     except BadInput as error:
