@@ -29,9 +29,9 @@ _RECHECK = 0.25
 _RETRY_WHEN_DOWN = 1.0
 _BUSY_WITHIN = 1.0
 _QUIET_AFTER = 10.0
-_IDLE_LOOKS = 2
+_IDLE_LOOKS = 3
 _KEPT_AFTER_END = 3600.0
-_NEXT_MINUTE_FROM = 2.5
+_NEXT_MINUTE_FROM = 2.0
 _NOTHING_HELD = Admission(0, 0, None, None, None)
 
 
@@ -158,7 +158,7 @@ class Admissions:
                 account.change_limits(caller.limits if caller else Limits())
 
     async def look_after(self) -> None:
-        """To be called about once a second: gives back what is idle, and shows that this holder lives."""
+        """To be called about each second: gives back what is idle, and shows that this holder lives."""
         now, ticks = self._clock(), self._ticks()
         if self._was_alive and ticks >= self._alive_until:
             self._lapse()
@@ -185,7 +185,7 @@ class Admissions:
         for key, pool in list(account.pools.items()):
             if pool.touched:
                 pool.touched, pool.idle = False, 0
-            else:
+            elif now >= pool.start:
                 pool.idle += 1
                 if pool.idle >= _IDLE_LOOKS:
                     pool.give_up()
