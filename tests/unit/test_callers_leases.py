@@ -186,7 +186,8 @@ def test_while_the_database_is_down_what_is_held_may_be_used_up_but_no_more(
         with pytest.raises(LimitsUnavailable) as refused:
             await admit(accounts, caller, 0, 2 * USD)
         assert refused.value.retry_after > 0
-        assert accounts.trouble
+        assert accounts.trouble == "nobody answers"
+        assert "nobody answers" not in refused.value.message
         asked = database.transactions
         with pytest.raises(LimitsUnavailable):
             await admit(accounts, caller, 0, 2 * USD)

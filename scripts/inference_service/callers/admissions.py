@@ -207,7 +207,7 @@ class Admissions:
 
     async def _ask_for(self, account: Account, short: list[tuple[Pool, int]]) -> None:
         if self._ticks() < self._down_until:
-            raise self._unavailable()
+            raise _unavailable()
         for pool, amount in short:
             pool.wait_for(amount)
         self._wanting[account.caller_id] = account
@@ -250,7 +250,7 @@ class Admissions:
         except (ToolError, asyncio.TimeoutError) as error:
             self.trouble = str(error) or "it does not answer in time"
             self._down_until = self._ticks() + _RETRY_WHEN_DOWN
-            return self._unavailable()
+            return _unavailable()
         self.trouble = None
         if grants is None:
             self._lapse()
@@ -278,10 +278,12 @@ class Admissions:
                 if pool.quantity.is_money:
                     pool.give_up()
 
-    def _unavailable(self) -> LimitsUnavailable:
-        return LimitsUnavailable(
-            _RETRY_WHEN_DOWN, f"the limits of this caller cannot be checked now: {self.trouble or 'no answer'}"
-        )
+
+def _unavailable() -> LimitsUnavailable:
+    # Callers are not told where the database is and what it says.
+    return LimitsUnavailable(
+        _RETRY_WHEN_DOWN, "the limits of this caller cannot be looked up now; try again in a moment"
+    )
 
 
 def _ask(account: Account, pool: Pool) -> Ask:
