@@ -24,7 +24,7 @@ from inference_service.registry import Registry
 from inference_service.results import Destination
 
 if TYPE_CHECKING:
-    from inference_service.request_log import LoggedRequest, Outcome
+    from inference_service.request_log import LoggedRequest, Outcome, RequestLog
     from inference_service.sending import Exchange
 
 
@@ -139,15 +139,16 @@ def send(prepared: Prepared, report: Report, on_text: Callable[[str], None] | No
     Raises:
         ToolError, NotReady: see `sending.Exchange`; the request log has it either way.
     """
-    from inference_service import platforms, reaching, request_log
+    from inference_service import platforms, reaching
     from inference_service.sending import Exchange
 
     wire = references.load().wire
     driver = platforms.load(prepared.entry.platform)
     prepared = prepared.reached_at(reaching.reachable(prepared.entry, driver, report), wire)
-    log = request_log.open()
+    log = _log_for(prepared.entry)
     exchange = Exchange(prepared.entry, driver, prepared.body, wire, prepared.timeout, prepared.deadline, report)
-    log.begin(_logged(prepared, wire.chat_completions))
+    if log is not None:
+        log.begin(_logged(prepared, wire.chat_completions))
     completion: Completion | None = None
     error_type: str | None = "failed"
     try:
@@ -163,8 +164,17 @@ def send(prepared: Prepared, report: Report, on_text: Callable[[str], None] | No
         raise
     finally:
         seconds = exchange.total_seconds
-        log.finish(prepared.request_id, _outcome(exchange, completion, error_type, seconds))
+        if log is not None:
+            log.finish(prepared.request_id, _outcome(exchange, completion, error_type, seconds))
     return prepared.answered(completion, exchange, seconds)
+
+
+def _log_for(entry: ServiceEntry) -> RequestLog | None:
+    """The log that this request belongs in; None where the service, a gateway, leaves its own row of each request."""
+    from inference_service import request_log
+
+    arch = references.load().archs.get(entry.network_arch)
+    return None if arch is not None and arch.launch.caller_key_env else request_log.open()
 
 
 def _logged(prepared: Prepared, route: str) -> LoggedRequest:
