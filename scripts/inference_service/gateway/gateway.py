@@ -235,8 +235,8 @@ class Gateway:
         if model not in self._told_unpriced and len(self._told_unpriced) < _MOST_TOLD:
             self._told_unpriced.add(model)
             log.warning(
-                "requests to %s are unpriced: they have no cost in the log until the file that TAO_INF_PRICING names has"
-                " their price",
+                "requests to %s are unpriced: they have no cost in the log until the file that TAO_INF_PRICING names"
+                " has their price",
                 row.job_id or model,
             )
 

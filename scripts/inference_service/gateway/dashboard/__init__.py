@@ -43,7 +43,7 @@ def _answer(database: Database, request: Request, live: Sequence[Mapping[str, An
     from inference_service.gateway.dashboard import data
 
     try:
-        query = dict(parse_qsl(request.query, max_num_fields=50))
+        query = _query(request.query)
         return Answer(200, orjson.dumps(data.document(database, query, live, time())), headers=_NOT_KEPT)
     except BadInput as error:
         return _failed(400, error)
@@ -51,6 +51,13 @@ def _answer(database: Database, request: Request, live: Sequence[Mapping[str, An
         return _failed(503, error)
     except ValueError:
         return _failed(400, BadInput("invalid_query", "the query string has too many fields", "see /dashboard"))
+
+
+def _query(text: str) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(text, max_num_fields=50))
+    except ValueError as error:
+        raise BadInput("invalid_query", str(error), "leave out what the dashboard does not ask for") from None
 
 
 def _failed(status: int, error: ToolError) -> Answer:
