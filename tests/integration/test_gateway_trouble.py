@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import sqlite3
@@ -104,6 +105,23 @@ def test_a_client_that_leaves_before_the_answer_ends_it_upstream_at_once(stack: 
         least=1,
     )
     assert row["total_seconds"] < 10
+
+
+def test_who_always_leaves_before_the_answer_does_not_evade_a_budget(stack: Stack) -> None:
+    # Each reads a prompt of some 10,000 tokens, which are a cent; the budget is ten cents.
+    for number in range(12):
+        name = f"evasion-{number}"
+        data = asking(stack, MESSAGES, CLAUDE, f"{name} [[hang=1]] {'word ' * 8000}", "thrifty", max_tokens=10)
+        with connected(stack.gateway.port, timeout=10) as connection:
+            connection.sendall(data)
+            eventually(lambda name=name: seen(stack, CLAUDE, name) or _came(connection), timeout=10)  # type: ignore[misc]
+        if not seen(stack, CLAUDE, name):
+            break
+        eventually(lambda name=name: seen(stack, CLAUDE, name)[0].aborted, timeout=5)  # type: ignore[misc]
+    rows = stack.gateway.rows("caller = 'thrifty'", least=2)
+    assert rows[-1]["error_type"] == "budget_day", rows
+    assert all(Decimal(row["cost_usd"]) > Decimal("0.008") for row in rows[:-1])
+    assert sum(Decimal(row["cost_usd"]) for row in rows) < Decimal("0.1")
 
 
 def test_a_client_that_leaves_while_it_still_sends_leaves_a_row(stack: Stack) -> None:
@@ -480,6 +498,11 @@ def test_no_key_is_in_the_log_the_rows_a_command_line_or_an_answer(tmp_path: Pat
                 if file.is_file():
                     assert text.encode() not in file.read_bytes(), file
             assert all(text.encode() not in answer.body for answer in answers if answer.status == 401)
+
+
+def _came(connection: socket.socket) -> bool:
+    """Whether something has been answered."""
+    return bool(select.select([connection], [], [], 0)[0])
 
 
 def _not_ready(kept: socket.socket) -> bool:
