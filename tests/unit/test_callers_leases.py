@@ -272,7 +272,10 @@ def test_a_busy_caller_does_not_wait_when_a_minute_begins(database: CountingData
     assert used_and_held(database, caller, clock, "requests_per_minute")[0] >= 50
 
 
-def test_a_lease_that_its_holder_forgot_is_not_taken_for_a_debt(database: CountingDatabase, clock: Clocks) -> None:
+def test_a_lease_that_its_holder_forgot_is_not_taken_for_a_debt(
+    database: CountingDatabase, clock: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_service.callers.accounts._FORGET_EVERY", 10**6)  # the database has not forgotten it
     caller = new_caller(database, Limits(nano_usd_per_day=10 * USD))
 
     async def ask() -> None:
