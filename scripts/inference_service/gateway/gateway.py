@@ -46,6 +46,8 @@ log = logging.getLogger("gateway")
 
 _MODEL_PATHS = {**{path.decode(): shape for shape, path in PATHS.items()}, COUNT_PATH.decode(): ANTHROPIC}
 _MOST_TOLD = 1000
+LIVE = "live"
+"""Where a worker's snapshot has its requests under way."""
 _LOOPBACK_HOSTS = (b"localhost", b"127.0.0.1", b"[::1]")
 
 OWNER = Caller(id="owner", name="owner")
@@ -250,11 +252,6 @@ class Gateway:
             return "server_initializing", "the callers could not be read from the database yet"
         return self.vendor.problem if self.vendor is not None else None
 
-    def exposition(self) -> bytes:
-        """The figures of all workers, for Prometheus."""
-        others = self.snapshots.others() if self.snapshots is not None else ()
-        return self.metrics.exposition(self.gauges(), others, time())
-
     def gauges(self) -> Gauges:
         """What is true of this process at this moment."""
         in_flight: dict[str, int] = {}
@@ -271,6 +268,11 @@ class Gateway:
         )
 
     def live_requests(self) -> list[dict[str, Any]]:
+        """The requests of all workers that are under way: this one's as they are, the others' as of a second ago."""
+        others = self.snapshots.others() if self.snapshots is not None else ()
+        return [*self.own_live_requests(), *(request for snapshot in others for request in snapshot.get(LIVE, ()))]
+
+    def own_live_requests(self) -> list[dict[str, Any]]:
         """The requests of this process that are under way, the oldest first."""
         now = perf_counter()
         return [

@@ -62,7 +62,7 @@ class Upstream:
         key = tuple(more.items())
         block = self._combined.get(key)
         if block is None:
-            block = self.headers + header_block(key)
+            block = HeaderBlock(self.headers + header_block(key))
             if len(self._combined) < _MOST_COMBINED:
                 self._combined[key] = block
         return block
