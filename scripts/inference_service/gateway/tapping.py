@@ -341,10 +341,7 @@ def _error_type_in(body: bytes) -> str:
 
 
 def _produced(delta: Mapping[str, Any]) -> str | None:
-    content = delta.get("content")
-    if isinstance(content, str) and content:
-        return content
-    pieces = [delta.get("reasoning_content"), delta.get("reasoning"), delta.get("refusal")]
+    pieces = [delta.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal")]
     calls = delta.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         function = _mapping(_mapping(call).get("function"))
