@@ -140,11 +140,13 @@ class _Tap(StreamReader):
                 end = data.find(b'"}', begin)
                 if end > 0:
                     stop = data.find(b"\n", end)
+                    text = data[begin:end]
                     # Anthropic pads its events with spaces, so that their sizes do not give the text away.
                     if (
                         stop > 0
                         and data[end:stop].translate(None, b" \r") == self._after_text
-                        and b"\\" not in data[begin:end]
+                        and b"\\" not in text
+                        and b'"' not in text
                     ):
                         self.produced_bytes += end - begin
                         self.deltas += 1
