@@ -11,7 +11,7 @@ venv_python := .venv/bin/python
 benches := $(filter-out bench/byte_sink.py,$(sort $(wildcard bench/*.py)))
 install := $(venv_python) -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: demo test check bench venv
+.PHONY: demo test check bench bench-gateway venv
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-demo
@@ -28,6 +28,12 @@ check: .venv/installed-dev
 
 bench: .venv/installed-dev
 	@set -e; for file in $(benches); do $(venv_python) "$$file"; done
+
+# Half an hour, most of it the peers; needs wrk, nginx and PostgreSQL, and two processors that nobody else uses.
+bench-gateway: .venv/installed-dev
+	$(venv_python) bench/gateway/peers.py
+	$(venv_python) bench/gateway/streams.py
+	$(venv_python) bench/gateway/log_growth.py
 
 venv: .venv/installed-docker,kubernetes,local,gateway
 

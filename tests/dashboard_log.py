@@ -17,11 +17,11 @@ from inference_service.callers.windows import start_of
 
 # Name, team, how much of the traffic, budget per day and month in USD.
 CALLERS = (
-    ("support-bot", "support", 30, 60, None),
-    ("search-answers", "search", 24, 80, 1500),
-    ("nightly-summaries", "data", 14, None, 400),
-    ("code-review", "platform", 12, 40, None),
-    ("playground", "research", 9, 5, None),
+    ("support-bot", "support", 30, 20, None),
+    ("search-answers", "search", 24, 9, 500),
+    ("nightly-summaries", "data", 14, None, 150),
+    ("code-review", "platform", 12, 6, None),
+    ("playground", "research", 9, 4, None),
     ("mail-triage", "support", 7, None, None),
     ("vision-qa", "research", 4, None, None),
 )
@@ -42,8 +42,10 @@ _FAILURES = (
 )
 
 
-def fill(database: sql.Database, requests: int, days: float = 1.0, now: float | None = None, seed: int = 7) -> None:
-    """Write `requests` rows over the last `days`, and the callers with what they used of their budgets."""
+def fill(
+    database: sql.Database, requests: int, days: float = 1.0, now: float | None = None, seed: int = 7
+) -> dict[str, str]:
+    """Write `requests` rows over the last `days`, and the callers with what they used of their budgets; their keys."""
     now = time.time() if now is None else now
     rows = list(_rows(requests, days, now, random.Random(seed)))
     names = list(rows[0])
@@ -51,20 +53,22 @@ def fill(database: sql.Database, requests: int, days: float = 1.0, now: float | 
     with database.transaction() as cursor:
         for first in range(0, len(rows), 10_000):
             cursor.executemany(statement, rows[first : first + 10_000])
-    for name, team, _, per_day, per_month in CALLERS:
-        add_caller(database, name, team, per_day, per_month, now, rows)
+    return {
+        name: add_caller(database, name, team, per_day, per_month, now, rows)
+        for name, team, _, per_day, per_month in CALLERS
+    }
 
 
 def add_caller(
     database: sql.Database, name: str, team: str, per_day: int | None, per_month: int | None, now: float, rows: Any = ()
-) -> None:
-    """A caller, its budgets in USD, and what the rows say it has used of them."""
+) -> str:
+    """Make a caller with budgets in USD, of which it has used what the rows say; its key."""
     nano = 1_000_000_000
     limits = Limits(
         nano_usd_per_day=None if per_day is None else per_day * nano,
         nano_usd_per_month=None if per_month is None else per_month * nano,
     )
-    stored, _ = store.add(database, store.NewCaller(name=name, team=team, limits=limits))
+    stored, key = store.add(database, store.NewCaller(name=name, team=team, limits=limits))
     with database.transaction() as cursor:
         for quantity, window in (("usd_per_day", "day"), ("usd_per_month", "month")):
             begun = start_of(window, now)
@@ -81,6 +85,7 @@ def add_caller(
                     "used": int(sum(row["cost_usd"] for row in mine) * nano),
                 },
             )
+    return key.api_key
 
 
 def _rows(requests: int, days: float, now: float, chance: random.Random) -> Iterator[dict[str, Any]]:

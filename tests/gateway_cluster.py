@@ -34,6 +34,12 @@ class GatewayCluster:
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
         """What kubectl prints for a command in this namespace."""
+        return self.run_kubectl(*arguments, stdin=stdin, timeout=timeout).stdout
+
+    def run_kubectl(
+        self, *arguments: str, stdin: str | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """The same with its warnings, which are in `stderr`."""
         done = subprocess.run(
             ["kubectl", "--kubeconfig", self.namespace.kubeconfig, *arguments],
             input=stdin,
@@ -42,7 +48,7 @@ class GatewayCluster:
             timeout=timeout,
         )
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stdout}{done.stderr}"
-        return done.stdout
+        return done
 
     def callers(self, *arguments: str) -> dict[str, Any]:
         """The document of callers.py, run in one of the replicas."""
@@ -72,6 +78,11 @@ class GatewayCluster:
             for pod in found["items"]
             if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] == "Running"
         ]
+
+    def restarts(self, pod: str) -> int:
+        """How often the cluster has started that pod's container again."""
+        path = "jsonpath={.status.containerStatuses[0].restartCount}"
+        return int(self.kubectl("get", "pod", pod, "-o", path))
 
     def configured(self, pod: str) -> str:
         """The registry as that pod has it."""

@@ -25,6 +25,7 @@ CALLERS: Mapping[str, Sequence[str]] = {
     "two-a-minute": ("--requests-per-minute", "2"),
     "few-tokens": ("--tokens-per-minute", "50"),
     "poor": ("--usd-per-day", "0.0000001"),
+    "thrifty": ("--usd-per-day", "0.1"),
     "claude-only": ("--allow-model", CLAUDE),
 }
 

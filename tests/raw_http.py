@@ -62,11 +62,11 @@ def read_all(connection: socket.socket) -> bytes:
 
 def read_until(connection: socket.socket, text: bytes) -> bytes:
     """What comes up to and including `text`; less where the connection ends before."""
-    got = b""
+    got = bytearray()
     with contextlib.suppress(ConnectionError):
-        while text not in got and (piece := connection.recv(65536)):
+        while text not in got[-65536 - len(text) :] and (piece := connection.recv(65536)):
             got += piece
-    return got
+    return bytes(got)
 
 
 def read_answer(connection: socket.socket, already: bytes = b"") -> Answer:

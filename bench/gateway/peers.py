@@ -71,9 +71,7 @@ def report(targets: dict[str, Any]) -> None:
             print(f"  against {peer:<13}" + "  ".join(f"{name} x{ratio:.4g}" for name, ratio in ratios.items()))
             lines.append({"cell": cell, "peer": peer, **{name: round(ratio, 5) for name, ratio in ratios.items()}})
     info = {key: targets["ours"].get(key) for key in ("cold_start_s", "rss_start_mb", "rss_end_mb")}
-    print(
-        f"\nours: cold start {info['cold_start_s']} s, {info['rss_start_mb']} MB, {info['rss_end_mb']} MB after the load"
-    )
+    print("\nours: cold start {cold_start_s} s, {rss_start_mb} MB, {rss_end_mb} MB after the load".format(**info))
     print(json.dumps({"bench": "gateway_peers", "ratios": lines, **info}))
 
 

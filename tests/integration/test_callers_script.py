@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -204,3 +205,21 @@ def test_a_database_that_does_not_answer_is_said_so(tmp_path: Path) -> None:
     error = callers("postgresql://gateway@127.0.0.1:1/usage", "list", expect=1).document["error"]
     assert error["type"] == "database_unusable"
     assert "127.0.0.1:1" in error["message"]
+
+
+def test_on_a_terminal_the_key_stands_on_a_line_of_its_own(tmp_path: Path) -> None:
+    url = sql.sqlite_url(tmp_path / "callers.db")
+    ours, terminal = os.openpty()
+    subprocess.run(
+        [sys.executable, str(SCRIPTS / "callers.py"), "add", "web", "--usd-per-day", "5"],
+        env={**os.environ, "TAO_GATEWAY_DATABASE": url, "COLUMNS": "40"},
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+        timeout=60,
+        check=True,
+    )
+    os.close(terminal)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "web" in shown
+    assert who(url, shown.strip().splitlines()[-1]) is not None

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import sqlite3
@@ -106,6 +107,23 @@ def test_a_client_that_leaves_before_the_answer_ends_it_upstream_at_once(stack: 
     assert row["total_seconds"] < 10
 
 
+def test_who_always_leaves_before_the_answer_does_not_evade_a_budget(stack: Stack) -> None:
+    # Each reads a prompt of some 10,000 tokens, which are a cent; the budget is ten cents.
+    for number in range(12):
+        name = f"evasion-{number}"
+        data = asking(stack, MESSAGES, CLAUDE, f"{name} [[hang=1]] {'word ' * 8000}", "thrifty", max_tokens=10)
+        with connected(stack.gateway.port, timeout=10) as connection:
+            connection.sendall(data)
+            eventually(lambda name=name: seen(stack, CLAUDE, name) or _came(connection), timeout=10)  # type: ignore[misc]
+        if not seen(stack, CLAUDE, name):
+            break
+        eventually(lambda name=name: seen(stack, CLAUDE, name)[0].aborted, timeout=5)  # type: ignore[misc]
+    rows = stack.gateway.rows("caller = 'thrifty'", least=2)
+    assert rows[-1]["error_type"] == "budget_day", rows
+    assert all(Decimal(row["cost_usd"]) > Decimal("0.008") for row in rows[:-1])
+    assert sum(Decimal(row["cost_usd"]) for row in rows) < Decimal("0.1")
+
+
 def test_a_client_that_leaves_while_it_still_sends_leaves_a_row(stack: Stack) -> None:
     before = len(stack.service.requests)
     with connected(stack.gateway.port) as connection:
@@ -171,6 +189,16 @@ def test_a_body_of_200_mib_passes_through_in_flat_memory(stack: Stack, chunked: 
     assert most - before < 24 * MIB
     row = stack.gateway.row(answer.headers["x-request-id"])
     assert (row["request_bytes"], row["http_status"]) == (len(head) + size + len(tail), 200)
+
+
+def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(stack: Stack) -> None:
+    data = asking(stack, CHAT, SERVICE, "patient").replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n", 1)
+    head, _, body = data.partition(b"\r\n\r\n")
+    with connected(stack.gateway.port) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        assert b" 100 " in read_until(connection, b"\r\n\r\n")
+        connection.sendall(body)
+        assert read_answer(connection).status == 200
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(stack: Stack) -> None:
@@ -286,6 +314,16 @@ def test_no_upstream_is_asked_for_longer_than_it_is_silent(small: Stack) -> None
         answer = send(small, path, model, "silence [[hang=1]]")
         assert answer.status == 504 and time.monotonic() - began < 10
         assert small.gateway.row(answer.headers["x-request-id"])["error_type"] == "upstream_timeout"
+
+
+@ROUTES
+def test_a_stream_that_falls_silent_is_ended_with_an_error(small: Stack, path: str, model: str) -> None:
+    answer = send(small, path, model, "a b c d e f [[token_delay=0.4]] [[words=9]]", stream=True)
+    assert answer.complete and b"error" not in answer.body, "slow is not silent"
+    answer = send(small, path, model, "a b c d e f [[token_delay=30; first_byte=0.1]]", stream=True)
+    assert answer.complete and b'"error"' in answer.body
+    assert b"message_stop" not in answer.body and b"[DONE]" not in answer.body
+    assert small.gateway.row(answer.headers["x-request-id"])["error_type"] == "upstream_timeout"
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(small: Stack) -> None:
@@ -480,6 +518,11 @@ def test_no_key_is_in_the_log_the_rows_a_command_line_or_an_answer(tmp_path: Pat
                 if file.is_file():
                     assert text.encode() not in file.read_bytes(), file
             assert all(text.encode() not in answer.body for answer in answers if answer.status == 401)
+
+
+def _came(connection: socket.socket) -> bool:
+    """Whether something has been answered."""
+    return bool(select.select([connection], [], [], 0)[0])
 
 
 def _not_ready(kept: socket.socket) -> bool:

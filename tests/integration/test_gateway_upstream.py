@@ -184,6 +184,34 @@ def test_an_answer_before_the_request_is_whole_is_delivered_and_ends_the_sending
 
 
 @both
+def test_an_early_refusal_ends_the_sending_as_soon_as_it_begins(loop_kind: str) -> None:
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield b"x" * 1000
+                    await asyncio.sleep(0.001)
+            finally:
+                ended.set()
+
+        async def too_large(reader: Reader, writer: Writer) -> None:
+            await read_head(reader)
+            writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 6\r\n\r\nabc")
+            await ended.wait()
+            writer.write(b"def")
+            await reader.read()
+
+        async with serving(too_large) as server:
+            pool = pool_of(server)
+            assert await ask(pool, body=body()) == (413, b"abcdef")
+            assert pool.connections == 0
+
+    run(loop_kind, main())
+
+
+@both
 def test_an_early_answer_to_a_large_body_of_bytes_is_delivered_and_the_connection_not_used_again(
     loop_kind: str,
 ) -> None:
@@ -439,27 +467,44 @@ def test_silence_is_an_error_in_time_before_and_within_an_answer(loop_kind: str)
 
 
 @both
-def test_the_clock_does_not_run_while_a_slow_client_sends_or_reads(loop_kind: str) -> None:
-    async def body() -> AsyncIterator[bytes]:
-        yield b"a"
-        await asyncio.sleep(0.4)
-        yield b"b"
+@pytest.mark.parametrize("size", [1, 1 << 24])
+def test_the_clock_does_not_run_while_a_slow_client_sends(loop_kind: str, size: int) -> None:
+    """Neither after a piece that the transport took at once, nor after one that it had to be waited for."""
 
-    async def script(reader: Reader, writer: Writer) -> None:
-        request = await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n" + request.body)
-        await asyncio.sleep(0.1)
-        writer.write(b"cd")
-        await reader.read()
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a" * size
+        await asyncio.sleep(0.8)
+        yield b"b" * size
 
     async def main() -> None:
+        async with serving(answering(plain(b"ok"))) as server:
+            pool = pool_of(server)
+            assert await ask(pool, body=body(), timeout=0.5) == (200, b"ok")
+            assert pool.idle == 1
+
+    run(loop_kind, main())
+
+
+@both
+def test_the_clock_does_not_run_while_a_slow_client_reads(loop_kind: str) -> None:
+    async def main() -> None:
+        reading = asyncio.Event()
+
+        async def script(reader: Reader, writer: Writer) -> None:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+            await reading.wait()
+            writer.write(b"cd")
+            await reader.read()
+
         async with serving(script) as server:
             pool = pool_of(server)
-            response = await pool.send(b"POST", b"/", b"", body(), timeout=0.25)
+            response = await pool.send(b"POST", b"/", b"", b"", timeout=0.5)
             assert await response.piece() == b"ab"
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.8)
+            reading.set()
             assert await response.read(10) == b"cd"
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.8)
             assert pool.idle == 1
 
     run(loop_kind, main())
@@ -779,10 +824,11 @@ def test_where_nothing_listens_the_error_says_where_and_why(loop_kind: str) -> N
 
 
 @both
-def test_a_name_that_does_not_exist_is_said_to(loop_kind: str) -> None:
+@pytest.mark.parametrize("name", ["no-such-host.invalid", "x" * 70 + ".invalid"])
+def test_a_name_that_does_not_exist_is_said_to(loop_kind: str, name: str) -> None:
     async def main() -> None:
-        pool = Pool(Origin("no-such-host.invalid", 80))
-        with pytest.raises(ConnectFailed, match=r"http://no-such-host\.invalid:80: the name is not known"):
+        pool = Pool(Origin(name, 80))
+        with pytest.raises(ConnectFailed, match=rf"http://{name}:80: the name is not known"):
             await ask(pool, timeout=30)
         assert pool.connections == 0
 

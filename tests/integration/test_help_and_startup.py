@@ -49,7 +49,11 @@ PROMISED = {
     "callers": ["add", "list", "rotate", "disable", "enable", "remove", "limits"],
     "usage_report": ["--by", "--since", "--format"],
 }
-SUBCOMMAND_OPTIONS = {("registry", "reconcile"): ["--remove-gone"], ("registry", "list"): ["--offline"], ("callers", "rotate"): ["--grace", "--database"]}
+SUBCOMMAND_OPTIONS = {
+    ("registry", "reconcile"): ["--remove-gone"],
+    ("registry", "list"): ["--offline"],
+    ("callers", "rotate"): ["--grace", "--database"],
+}
 
 # Runs a script's --help in this process's place and says which modules it took.
 IMPORTS_OF_HELP = """

@@ -424,6 +424,30 @@ def test_a_settlement_that_fails_keeps_the_rows_until_it_works(
     assert len(stored(settling)) == 10
 
 
+def test_a_deadlock_is_tried_again_and_is_no_outage(postgresql: PostgresqlServer, journal: Journal) -> None:
+    import psycopg
+
+    url = postgresql.new_database()
+    attempts = []
+
+    def colliding(cursor: sql.Cursor, rows: Sequence[RequestRow]) -> None:
+        attempts.append(len(rows))
+        if len(attempts) < 3:
+            raise psycopg.errors.DeadlockDetected("deadlock detected")
+
+    async def work() -> None:
+        recorder = Recorder(url, journal, colliding)
+        recorder.start()
+        future = recorder.record(ROW)
+        assert future is not None
+        await asyncio.wait_for(future, 5)
+        assert recorder.trouble is None
+        await recorder.close()
+
+    run(work)
+    assert attempts == [1, 1, 1]
+
+
 def test_a_journal_as_large_as_it_may_be_refuses_until_the_database_is_back(
     database_url: str, settling: sql.Database, tmp_path: Path
 ) -> None:

@@ -16,7 +16,9 @@ import pytest
 from support import run_script
 
 from inference_service import sql
+from inference_service.contracts import ServiceEntry
 from inference_service.errors import BadInput
+from inference_service.registry import Registry
 from inference_service.request_log import inserting, invoice, reconciliation, report, retention
 from inference_service.request_log.rows import RequestRow
 from inference_service.request_log.stored_rows import Values, values_of
@@ -143,8 +145,38 @@ def test_the_script_reports_from_a_database_url(database_url: str, database: sql
     assert by_option.document["log"] == database_url
     by_variable = run_script("usage_report", "--by", "tag,day", env={"TAO_GATEWAY_DATABASE": database_url})
     assert by_variable.document == by_option.document
+    assert by_option.document["gpus"] == []
     table = run_script("usage_report", "--database", database_url, "--by", "tag", "--format", "table").stdout
     assert "a request with several tags is in the group of each" in table
+
+
+def test_what_gpus_cost_is_what_was_charged_and_what_stood_idle(
+    database_url: str, database: sql.Database, tmp_path: Path
+) -> None:
+    began = datetime.now(timezone.utc) - timedelta(hours=2)
+    Registry().write(ServiceEntry("job-1", "cosmos-rl", "brev", "http://h", num_gpus=2, started_at=began.isoformat()))
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(
+        "gpu_hour_prices:\n- {platform: brev, usd_per_gpu_hour: '1.50', effective_from: 2026-01-01, source: a test}\n"
+    )
+    gpu = replace(ROW, job_id="job-1", priced_by="gpu: 2 x 1.50", cost_usd=Decimal("0.25"), time=began.timestamp() + 60)
+    store(database, [gpu, gpu, ROW, replace(gpu, time=began.timestamp() - 86400 * 3)])
+    arguments = ("usage_report", "--database", database_url, "--since", "1d")
+    environment = {"TAO_INF_PRICING": str(prices)}
+    (line,) = run_script(*arguments, env=environment).document["gpus"]
+    assert (line["job_id"], line["charged_usd"], line["unpriced_because"]) == ("job-1", "0.50", None)
+    assert Decimal("6") <= Decimal(line["cost_usd"]) < Decimal("6.1")
+    assert Decimal(line["idle_usd"]) == Decimal(line["cost_usd"]) - Decimal("0.50")
+    table = run_script(*arguments, "--format", "table", env=environment).stdout
+    assert line["cost_usd"][:4] in table
+
+
+def test_a_registry_that_cannot_be_read_costs_no_report(database_url: str, tmp_path: Path) -> None:
+    broken = tmp_path / "registry.json"
+    broken.mkdir()
+    done = run_script("usage_report", "--database", database_url, env={"TAO_INF_MS_STATE_FILE": str(broken)})
+    assert done.document["gpus"] == []
+    assert "what GPUs cost is not known" in done.stderr
 
 
 def test_a_password_on_the_command_line_is_refused() -> None:

@@ -54,7 +54,6 @@ class Pool:
 
     def release(self, connection: Connection) -> None:
         self.released += 1
-        connection.transport.resume_reading()
 
     def gone(self, connection: Connection) -> None:
         self.lost += 1
@@ -353,6 +352,16 @@ def test_a_reader_that_pauses_pauses_the_upstream_until_it_has_read(loop: asynci
     assert HIGH_WATER < fed <= HIGH_WATER + 0x2000
     assert loop.run_until_complete(talk.response.piece()) == b"x" * fed
     assert talk.wire.reading
+
+
+def test_a_connection_whose_answer_was_whole_while_it_was_paused_is_read_again(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    size = HIGH_WATER + 10
+    talk = Talk(loop).feed(head(b"Content-Length: %d" % size) + b"x" * (size - 1))
+    assert not talk.wire.reading
+    talk.feed(b"x")  # TLS hands over what it has decrypted, paused or not
+    assert talk.outcome[0] and talk.wire.reading and talk.pool.released == 1
 
 
 def test_a_body_cut_into_single_bytes_is_paused_by_its_pieces(loop: asyncio.AbstractEventLoop) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import orjson
 import pytest
@@ -232,6 +233,18 @@ def test_half_a_record_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_each_database_has_a_journal_of_its_own() -> None:
     assert folder_of("sqlite:///a.db") != folder_of("sqlite:///b.db")
+
+
+def test_a_secret_that_a_caller_put_into_a_name_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted_secret")
+    row = replace(ROW, model="sk-ant-api03-planted0123456789", tags={"mine": "hf_planted_secret", "é": "tao-x"})
+    written = row_of(values_of(row))
+    assert (written.model, written.tags) == ("[redacted]", {"mine": "[redacted]", "é": "tao-x"})
+
+
+def test_tags_of_any_mapping_and_halves_of_characters_are_written() -> None:
+    written = row_of(values_of(replace(ROW, tags=MappingProxyType({"k": "\ud800"}))))
+    assert written.tags == {"k": "?"}
 
 
 def test_what_no_database_takes_is_replaced() -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timezone
 from typing import Any
 
-from inference_service.callers import allowances, clocks, money
+from inference_service.callers import allowances, clocks, refusals
 from inference_service.callers.allowances import Ask, Grant, Return
 from inference_service.callers.caller import Caller, Limits
 from inference_service.callers.pools import NEVER_LOW, Account, Admission, Pool
-from inference_service.callers.refusals import LimitExceeded, LimitsUnavailable
+from inference_service.callers.refusals import LimitsUnavailable
 from inference_service.errors import ToolError
 from inference_service.sql import Database
 
@@ -30,10 +29,9 @@ _RECHECK = 0.25
 _RETRY_WHEN_DOWN = 1.0
 _BUSY_WITHIN = 1.0
 _QUIET_AFTER = 10.0
-_IDLE_LOOKS = 2
+_IDLE_LOOKS = 3
 _KEPT_AFTER_END = 3600.0
-_RETRY_WHEN_HELD = 2.0
-_NEXT_MINUTE_FROM = 2.5
+_NEXT_MINUTE_FROM = 2.0
 _NOTHING_HELD = Admission(0, 0, None, None, None)
 
 
@@ -146,7 +144,7 @@ class Admissions:
             short = [(pool, amount) for pool, amount in account.needs(tokens, nano_usd) if pool.available < amount]
             for pool, amount in short:
                 if ticks - pool.asked_at < _RECHECK and amount - pool.available > pool.left:
-                    raise _exceeded(account, pool, amount, now)
+                    raise refusals.exceeded(account.caller_name, pool, amount, now)
             await self._ask_for(account, short)
 
     def change_limits(self, callers: dict[str, Caller]) -> None:
@@ -160,7 +158,7 @@ class Admissions:
                 account.change_limits(caller.limits if caller else Limits())
 
     async def look_after(self) -> None:
-        """To be called about once a second: gives back what is idle, and shows that this holder lives."""
+        """To be called about each second: gives back what is idle, and shows that this holder lives."""
         now, ticks = self._clock(), self._ticks()
         if self._was_alive and ticks >= self._alive_until:
             self._lapse()
@@ -168,24 +166,26 @@ class Admissions:
             self._look_after(account, now)
             if not account.pools:
                 del self._accounts[account.caller_id]
-        due = self._was_alive and ticks > self._alive_until - _RENEWED_WITH
-        if due or self._wanting:
+        if self._wanting or (self._was_alive and self._is_renewal_due()):
             await self._ask()
 
     async def give_everything_back(self) -> None:
         """Give back all that is unused. Nothing is admitted from memory until the database is asked again."""
-        for account in self._accounts.values():
-            for pool in account.pools.values():
-                pool.give_up()
-            self._wanting[account.caller_id] = account
-        if self._was_alive:
-            await self._ask()
+        # A holder that was taken for dead learns just that by its first question.
+        for _ in range(2):
+            for account in self._accounts.values():
+                for pool in account.pools.values():
+                    pool.give_up()
+                if any(pool.unconfirmed for pool in account.pools.values()):
+                    self._wanting[account.caller_id] = account
+            if self._wanting:
+                await self._ask()
 
     def _look_after(self, account: Account, now: float) -> None:
         for key, pool in list(account.pools.items()):
             if pool.touched:
                 pool.touched, pool.idle = False, 0
-            else:
+            elif now >= pool.start:
                 pool.idle += 1
                 if pool.idle >= _IDLE_LOOKS:
                     pool.give_up()
@@ -196,6 +196,9 @@ class Admissions:
         if account.has_rates and 0 < account.minute_end - now < _NEXT_MINUTE_FROM and account.prepare_next_minute():
             self._wanting[account.caller_id] = account
 
+    def _is_renewal_due(self) -> bool:
+        return self._ticks() > self._alive_until - _RENEWED_WITH
+
     def _fetch_ahead(self, account: Account) -> None:
         if account.caller_id not in self._wanting and self._ticks() >= self._down_until:
             self._wanting[account.caller_id] = account
@@ -204,7 +207,7 @@ class Admissions:
 
     async def _ask_for(self, account: Account, short: list[tuple[Pool, int]]) -> None:
         if self._ticks() < self._down_until:
-            raise self._unavailable()
+            raise _unavailable()
         for pool, amount in short:
             pool.wait_for(amount)
         self._wanting[account.caller_id] = account
@@ -236,6 +239,8 @@ class Admissions:
                     pool.waiting = pool.least_waiting = 0
                     # Should the answer be lost, the database may count more as ours than we know of.
                     pool.unconfirmed = pool.quantity.is_money
+            if not (asks or returns or self._is_renewal_due()):
+                return None
             return await self._take(asks, returns)
 
     async def _take(self, asks: list[tuple[Pool, Ask]], returns: list[Return]) -> LimitsUnavailable | None:
@@ -245,7 +250,7 @@ class Admissions:
         except (ToolError, asyncio.TimeoutError) as error:
             self.trouble = str(error) or "it does not answer in time"
             self._down_until = self._ticks() + _RETRY_WHEN_DOWN
-            return self._unavailable()
+            return _unavailable()
         self.trouble = None
         if grants is None:
             self._lapse()
@@ -273,10 +278,12 @@ class Admissions:
                 if pool.quantity.is_money:
                     pool.give_up()
 
-    def _unavailable(self) -> LimitsUnavailable:
-        return LimitsUnavailable(
-            _RETRY_WHEN_DOWN, f"the limits of this caller cannot be checked now: {self.trouble or 'no answer'}"
-        )
+
+def _unavailable() -> LimitsUnavailable:
+    # Callers are not told where the database is and what it says.
+    return LimitsUnavailable(
+        _RETRY_WHEN_DOWN, "the limits of this caller cannot be looked up now; try again in a moment"
+    )
 
 
 def _ask(account: Account, pool: Pool) -> Ask:
@@ -312,25 +319,3 @@ def _put(pool: Pool, ask: Ask, grant: Grant, ticks: float) -> None:
     elif ticks - pool.granted_at > _QUIET_AFTER:
         pool.ahead //= 2
     pool.granted_at = ticks
-
-
-def _exceeded(account: Account, pool: Pool, amount: int, now: float) -> LimitExceeded:
-    quantity = pool.quantity
-    until_end = max(pool.end - now, 0.001)
-    ends = datetime.fromtimestamp(pool.end, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    def shown(number: int) -> str:
-        return f"{money.as_usd(number)} USD" if quantity.is_money else str(number)
-
-    message = (
-        f"{quantity.name} of {account.caller_name} is {shown(pool.limit)}, {shown(pool.used)} of it used in this"
-        f" {quantity.window} (UTC), which ends at {ends}; this request needs up to {shown(amount)}"
-    )
-    if amount > pool.limit:
-        return LimitExceeded(quantity, until_end, f"{message}: more than the limit ever allows")
-    if pool.used + amount <= pool.limit:
-        # Requests under way will mostly cost less than their estimates.
-        return LimitExceeded(
-            quantity, min(_RETRY_WHEN_HELD, until_end), f"{message}; the rest is set aside for requests under way"
-        )
-    return LimitExceeded(quantity, until_end, message)

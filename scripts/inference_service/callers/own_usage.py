@@ -18,7 +18,7 @@ def document(database: Database, caller: Caller, at: float | None = None) -> dic
 
     Money is an exact decimal of USD, each request rounded up to nano-USD, as budgets count it. A request whose cost is
     not known is in `unpriced` and in no cost. Days and months are those of UTC. What is `set_aside` is held for
-    requests under way, or by gateways for the next ones; what is not used goes back.
+    requests under way, or by gateways for the next ones; what is not used goes back. Of a minute, that is in `used`.
 
     Raises:
         DatabaseUnusable: the database cannot be used.

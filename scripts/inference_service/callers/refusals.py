@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
+from inference_service.callers import money
+from inference_service.callers.pools import Pool
 from inference_service.callers.windows import Quantity
+
+_RETRY_WHEN_HELD = 2.0
 
 
 class LimitExceeded(Exception):
@@ -32,3 +38,26 @@ class LimitsUnavailable(Exception):
         super().__init__(message)
         self.retry_after = retry_after
         self.message = message
+
+
+def exceeded(caller_name: str, pool: Pool, amount: int, now: float) -> LimitExceeded:
+    """The refusal of a request that takes `amount` out of a pool that has not enough, as of `now`."""
+    quantity = pool.quantity
+    until_end = max(pool.end - now, 0.001)
+    ends = datetime.fromtimestamp(pool.end, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def shown(number: int) -> str:
+        return f"{money.as_usd(number)} USD" if quantity.is_money else str(number)
+
+    message = (
+        f"{quantity.name} of {caller_name} is {shown(pool.limit)}, {shown(pool.used)} of it used in this"
+        f" {quantity.window} (UTC), which ends at {ends}; this request needs up to {shown(amount)}"
+    )
+    if amount > pool.limit:
+        return LimitExceeded(quantity, until_end, f"{message}: more than the limit ever allows")
+    if pool.used + amount <= pool.limit:
+        # Requests under way will mostly cost less than their estimates.
+        return LimitExceeded(
+            quantity, min(_RETRY_WHEN_HELD, until_end), f"{message}; the rest is set aside for requests under way"
+        )
+    return LimitExceeded(quantity, until_end, message)

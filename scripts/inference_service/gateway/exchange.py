@@ -54,6 +54,7 @@ class Exchange:
         "caller",
         "early",
         "entered",
+        "eventful",
         "free",
         "gateway",
         "headers",
@@ -111,6 +112,7 @@ class Exchange:
         self.metered: Any = None
         self.sent_upstream = False
         self.started = False
+        self.eventful = False
         self.recorded = False
         # Waiting for others: a place, the upstream, a client that reads slowly. The rest of the total is our own work.
         self.waited = 0.0
@@ -195,6 +197,7 @@ class Exchange:
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status line and the headers."""
         self.started = True
+        self.eventful = EVENT_STREAM in headers
         request_id = self.row.request_id.encode("ascii")
         own = [(b"x-request-id", request_id), (b"request-id", request_id)]
         if self.gateway.draining:
@@ -229,6 +232,12 @@ class Exchange:
     async def refuse(self, refusal: Refusal) -> None:
         """Say why there is no answer, or no more of it."""
         self.row.error_type = refusal.type
+        if self.started and not self.eventful:
+            # Half of an answer whose length was told: only a connection that breaks says that it is not all.
+            self.record(perf_counter())
+            self.protocol.transport.abort()
+            self.gateway.observe(self)
+            return
         if self.started:
             await self.last_piece(refusals.event(refusal, self.shape, self.row.request_id))
             return

@@ -211,16 +211,21 @@ def _prepare(
 ) -> tuple[bool, int]:
     """Put the document into the upstream's shape; whether the client wants usage in its stream, and the most tokens
     that the answer can have."""
-    if streaming and not route.streaming:
-        raise Refusal(400, "invalid_request", f"{route.model} does not stream; leave stream out", param="stream")
     include_usage = True
     if streaming and exchange.shape == OPENAI:
         options = document.get("stream_options")
         include_usage = isinstance(options, dict) and options.get("include_usage") is True
-        if route.shape == OPENAI and not include_usage:
+        if not route.streaming:
+            # It answers at once, and relaying makes a stream of that.
+            document.pop("stream_options", None)
+            document["stream"] = False
+        elif route.shape == OPENAI and not include_usage:
             document["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     if route.shape != exchange.shape:
         exchange.translated = converting.request(document, exchange.shape, route.model)
+        if not route.streaming:
+            exchange.translated.pop("stream_options", None)
+            exchange.translated["stream"] = False
         return include_usage, converting.most_output(exchange.translated)
     if route.rename is not None:
         document["model"] = route.rename

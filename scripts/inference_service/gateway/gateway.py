@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway")
 
 _MODEL_PATHS = {**{path.decode(): shape for shape, path in PATHS.items()}, COUNT_PATH.decode(): ANTHROPIC}
+_MOST_TOLD = 1000
 _LOOPBACK_HOSTS = (b"localhost", b"127.0.0.1", b"[::1]")
 
 OWNER = Caller(id="owner", name="owner")
@@ -77,6 +78,7 @@ class Gateway:
         self.live: dict[str, Exchange] = {}
         self.draining = False
         self.vendor: Vendor | None = None
+        self._told_unpriced: set[str] = set()
         self.callers_known = False
         # Each gets the row of every finished request.
         self.observers: list[Callable[[RequestRow], None]] = []
@@ -211,6 +213,8 @@ class Gateway:
         row = exchange.row
         self.last_request_time = row.time
         self.metrics.observe(row)
+        if row.cost_usd is None:
+            self._tell_unpriced(row)
         for observer in self.observers:
             observer(row)
         if self.tracing is not None and exchange.trace is not None:
@@ -223,6 +227,17 @@ class Gateway:
                 bytes(exchange.kept_response or b""),
                 request_bytes=row.request_bytes,
                 response_bytes=exchange.answered_bytes,
+            )
+
+    def _tell_unpriced(self, row: RequestRow) -> None:
+        """Once for each model: what has no price is no small matter to whoever pays."""
+        model = row.model or ""
+        if model not in self._told_unpriced and len(self._told_unpriced) < _MOST_TOLD:
+            self._told_unpriced.add(model)
+            log.warning(
+                "requests to %s are unpriced: they have no cost in the log until the file that TAO_INF_PRICING names"
+                " has their price",
+                row.job_id or model,
             )
 
     def why_not_ready(self) -> tuple[str, str] | None:

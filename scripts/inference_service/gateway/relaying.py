@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from inference_service import metering
-from inference_service.gateway import converting, tapping
+from inference_service.gateway import converting, tapping, whole_streams
 from inference_service.gateway.exchange import EVENT_STREAM
 from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
 from inference_service.gateway.upstream.errors import UpstreamError
@@ -49,6 +49,8 @@ async def relay(
         await _relay_error(exchange, route, response)
     elif streaming and (response.header(b"content-type") or b"").startswith(b"text/event-stream"):
         await _relay_stream(exchange, route, response, include_usage=include_usage, body_bytes=body_bytes)
+    elif streaming and not route.streaming:
+        await _relay_whole_as_stream(exchange, route, response, include_usage=include_usage, body_bytes=body_bytes)
     elif streaming:
         response.close()
         raise Refusal(502, "upstream_bad_answer", "the upstream was asked for a stream and sent something else")
@@ -113,11 +115,7 @@ async def _relay_stream(
     exchange: Exchange, route: Route, response: Response, *, include_usage: bool, body_bytes: int
 ) -> None:
     row = exchange.row
-    reader: tapping.StreamReader
-    if route.shape == exchange.shape:
-        reader = tapping.AnthropicTap() if route.shape == ANTHROPIC else tapping.OpenAITap(not include_usage)
-    else:
-        reader = converting.stream(exchange, include_usage)
+    reader = _reader(exchange, route, include_usage)
     row.http_status = response.status
     exchange.reading(reader, body_bytes)
     await exchange.start(response.status, [EVENT_STREAM, (b"cache-control", b"no-cache")])
@@ -154,13 +152,40 @@ async def _relay_stream(
             pass
 
 
+async def _relay_whole_as_stream(
+    exchange: Exchange, route: Route, response: Response, *, include_usage: bool, body_bytes: int
+) -> None:
+    row = exchange.row
+    began = perf_counter()
+    body = await response.read(LONGEST_TRANSLATED)
+    exchange.waited += perf_counter() - began
+    reader = _reader(exchange, route, include_usage)
+    try:
+        out = reader.feed(whole_streams.events(orjson.loads(body)))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise Refusal(502, "upstream_bad_answer", "the upstream's answer is not a chat completion") from None
+    row.http_status = response.status
+    exchange.reading(reader, body_bytes)
+    await exchange.start(response.status, [EVENT_STREAM, (b"cache-control", b"no-cache")])
+    row.first_byte_seconds = row.first_token_seconds = perf_counter() - exchange.arrived
+    await exchange.last_piece(out)
+
+
+def _reader(exchange: Exchange, route: Route, include_usage: bool) -> tapping.StreamReader:
+    if route.shape != exchange.shape:
+        return converting.stream(exchange, include_usage)
+    return tapping.AnthropicTap() if route.shape == ANTHROPIC else tapping.OpenAITap(not include_usage)
+
+
 async def _cut_off(exchange: Exchange, reader: tapping.StreamReader) -> None:
     """The stream ended before it told its end: say so in the stream, never pretend that this was all."""
     row = exchange.row
+    said = reader.error_type
     rest = reader.end()
     if reader.error_type:
-        # The upstream said itself why, and the client has it already.
-        row.error_type = f"upstream_{reader.error_type}"
+        # The client has been told: by the upstream itself, or now by the translation, which knows of no other reason
+        # than that it is not complete.
+        row.error_type = f"upstream_{said}" if said else row.error_type or f"upstream_{reader.error_type}"
         await exchange.last_piece(rest)
         return
     row.error_type = row.error_type or "upstream_cut"

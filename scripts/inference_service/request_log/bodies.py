@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from inference_service import output, secrets, sql
+from inference_service import output, sql
+from inference_service.request_log.redaction import without_secrets
 
 MOST_BYTES = 64 << 10
 """Of each body; what is beyond it is not kept."""
@@ -22,11 +23,6 @@ _WAITING_BYTES = 16 << 20
 _AT_ONCE = 50
 _RETRY_SECONDS = 1.0
 
-# Keys that this process was never given: a caller may have put one into a prompt.
-_KEYS = re.compile(
-    r"\bsk-(?=[-_A-Za-z]*[0-9])[-_A-Za-z0-9]{16,}|\btao-[A-Za-z0-9]{8}-[-_A-Za-z0-9]{12,}"
-    r"|\b(?i:bearer)\s+[-._~+/A-Za-z0-9]{12,}=*"
-)
 # Media are recognisable by their beginning, and nobody reads the rest.
 _MEDIA = re.compile(r"(data:[-+.\w]{1,60}/[-+.\w]{1,60};base64,[A-Za-z0-9+/]{16})[A-Za-z0-9+/]+={0,2}")
 
@@ -64,7 +60,7 @@ def stored_text(body: bytes, whole_bytes: int) -> str | None:
     if not whole_bytes:
         return None
     text = body.decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-    text = secrets.redact(_KEYS.sub(secrets.REDACTED, _MEDIA.sub(r"\1…", text)))
+    text = without_secrets(_MEDIA.sub(r"\1…", text))
     missing = whole_bytes - len(body)
     return f"{text}… [{missing} bytes more]" if missing else text
 

@@ -69,9 +69,9 @@ def insert(database: sql.Database, entries: Sequence[Storable], settle: Settle, 
                     raise _SomeAreKnown
                 _settle(database, cursor, settle, new)
             return
-        except _SomeAreKnown:
+        except (_SomeAreKnown, sql.Collision):
             continue
-    raise sql.DatabaseUnusable("database_unusable", "another process stores the same requests at the same time")
+    raise sql.DatabaseUnusable("database_unusable", "other processes are always in the way of storing requests")
 
 
 def _settle(database: sql.Database, cursor: sql.Cursor, settle: Settle, new: Sequence[Storable]) -> None:

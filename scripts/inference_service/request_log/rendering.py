@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Report = Mapping[str, Any]
 
@@ -49,6 +52,8 @@ def table(report: Report, stream: TextIO) -> None:
     console.print(grid)
     for remark in _remarks(report):
         console.print(Text(remark))
+    if report.get("gpus"):
+        console.print(_gpus(report["gpus"]))
 
 
 def as_csv(report: Report) -> str:
@@ -61,6 +66,22 @@ def as_csv(report: Report) -> str:
     for group in report["groups"]:
         writer.writerow([_harmless(group[column]) for column in columns])
     return text.getvalue()
+
+
+def _gpus(lines: Sequence[Mapping[str, Any]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("GPUs of", overflow="fold")
+    for heading in ("GPUs", "USD", "charged", "idle"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    grid.add_column("", overflow="fold")
+    for line in lines:
+        amounts = [_cell(line[name]) for name in ("num_gpus", "cost_usd", "charged_usd", "idle_usd")]
+        grid.add_row(Text(_cell(line["job_id"])), *amounts, Text(line["unpriced_because"] or ""))
+    return grid
 
 
 def _keys(report: Report) -> list[str]:

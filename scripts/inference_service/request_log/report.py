@@ -94,14 +94,31 @@ def usage(
     Raises:
         ToolError: the log is there and cannot be read.
     """
-    if isinstance(log, sql.Database):
-        return _usage(log, log.shown, by, since)
-    # Without a log nothing is made: an empty database in memory gives the empty report.
-    database = sql.open(sql.sqlite_url(log)) if log.exists() else sql.in_memory()
+    database = _database(log)
     try:
-        return _usage(database, str(log), by, since)
+        return _usage(database, database.shown if isinstance(log, sql.Database) else str(log), by, since)
     finally:
         database.close()
+
+
+def charged(log: Path | sql.Database, priced_by: str, since: datetime | None = None) -> dict[str, Decimal]:
+    """What the requests to each service cost together, in USD by job_id, of those whose `priced_by` begins so.
+
+    Raises:
+        ToolError: the log is there and cannot be read.
+    """
+    database = _database(log)
+    where, values = (" AND time >= :since", {"since": since}) if since else ("", {})
+    try:
+        with database.snapshot() as cursor:
+            found = cursor.execute(
+                f"SELECT job_id, {database.expressions.decimal_sum('cost_usd')} FROM requests"  # noqa: S608
+                f" WHERE substr(priced_by, 1, :length) = :beginning AND job_id IS NOT NULL{where} GROUP BY job_id",
+                {"length": len(priced_by), "beginning": priced_by, **values},
+            ).fetchall()
+    finally:
+        database.close()
+    return {job_id: sql.as_decimal(cost) or Decimal(0) for job_id, cost in found}
 
 
 def dimensions(named: Sequence[str]) -> tuple[str, ...]:
@@ -138,6 +155,13 @@ def moment(text: str, now: datetime, option: str = "--since") -> datetime:
             f"{option} {text!r} is neither a duration nor a time",
             "give a duration such as 30m, 24h or 7d, or ISO 8601 such as 2026-01-31 or 2026-01-31T09:00:00Z",
         ) from None
+
+
+def _database(log: Path | sql.Database) -> sql.Database:
+    if isinstance(log, sql.Database):
+        return log
+    # Without a log nothing is made: an empty database in memory gives the empty report.
+    return sql.open(sql.sqlite_url(log)) if log.exists() else sql.in_memory()
 
 
 def _usage(database: sql.Database, log: str, by: Sequence[str], since: datetime | None) -> UsageReport:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_service import output, paths, sql
-from inference_service.errors import BadInput
+from inference_service.errors import BadInput, ToolError
 from inference_service.request_log import rendering, report
 
 _DATABASE_ENV = "TAO_GATEWAY_DATABASE"
@@ -51,7 +51,9 @@ def _reported(arguments: argparse.Namespace, log: Path | sql.Database) -> output
     if arguments.json and arguments.format in ("table", "csv"):
         raise BadInput("usage", f"--json and --format {arguments.format} exclude each other", "give one of them")
     since = _moment(arguments.since, "--since")
-    document = report.usage(log, report.dimensions(arguments.by), since).document()
+    now = datetime.now(timezone.utc)
+    usage = report.usage(log, report.dimensions(arguments.by), since).document()
+    document = {**usage, "gpus": _gpus(log, since, now)}
     if not document["totals"]["requests"]:
         output.note(f"no requests are logged in {document['log']}" + (f" since {document['since']}" if since else ""))
     if arguments.format == "table":
@@ -63,6 +65,23 @@ def _reported(arguments: argparse.Namespace, log: Path | sql.Database) -> output
     else:
         return document
     return None
+
+
+def _gpus(log: Path | sql.Database, since: datetime | None, until: datetime) -> list[dict[str, Any]]:
+    """What the services' GPUs cost, were charged and stood idle. That it cannot be known costs nobody the report."""
+    from inference_service import gpu_cost, pricing
+    from inference_service.registry import Registry
+
+    try:
+        entries = list(Registry().read().services.values())
+        lines = gpu_cost.gpu_lines(entries, report.charged(log, pricing.PRICED_BY, since), since, until)
+    except ToolError as error:
+        output.note(f"what GPUs cost is not known: {error}")
+        return []
+    money = ("cost_usd", "charged_usd", "idle_usd")
+    return [
+        {**line, **{name: None if line[name] is None else format(line[name], "f") for name in money}} for line in lines
+    ]
 
 
 def _reconciled(arguments: argparse.Namespace, log: Path | sql.Database) -> output.Document:

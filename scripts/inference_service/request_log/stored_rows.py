@@ -17,11 +17,12 @@ from typing import Any
 import orjson
 
 from inference_service import sql
+from inference_service.request_log.redaction import name_without_secrets
 from inference_service.request_log.rows import RequestRow
 
 Values = tuple[Any, ...]
 
-_CONVERTED = ("time", "tags", "cost_usd")
+_CONVERTED = ("time", "tags", "cost_usd", "model")
 _PLAIN = tuple(field.name for field in fields(RequestRow) if field.name not in _CONVERTED)
 COLUMNS = (*_CONVERTED, *_PLAIN)
 """The columns of a stored row, in the order of its values."""
@@ -37,23 +38,32 @@ def _second(whole: int) -> str:
 
 
 def values_of(row: RequestRow) -> Values:
-    """The row's values in the order of COLUMNS."""
+    """The row's values in the order of COLUMNS. What callers name themselves is cleaned of secrets."""
     whole = int(row.time)
-    tags, cost = row.tags, row.cost_usd
+    tags, cost, model = row.tags, row.cost_usd, row.model
     return (
         f"{_second(whole)}{int((row.time - whole) * 1e6):06d}Z",
-        orjson.dumps(tags).decode() if tags else None,
+        name_without_secrets(_json(tags)) if tags else None,
         None if cost is None else format(cost, "f"),
+        None if model is None else name_without_secrets(model),
         *_plain_values(row),
     )
 
 
+def _json(tags: Mapping[str, str]) -> str:
+    try:
+        return orjson.dumps(tags, dict).decode()
+    except TypeError:
+        return orjson.dumps({_storable(name): _storable(value) for name, value in tags.items()}).decode()
+
+
 def row_of(values: Sequence[Any]) -> RequestRow:
     """The row that these values were made of; its time is that of the text, to the microsecond."""
-    time_text, tags, cost, *plain = values
+    time_text, tags, cost, model, *plain = values
     row = RequestRow(**dict(zip(_PLAIN, plain, strict=True)), time=sql.as_moment(time_text).timestamp())
     row.tags = orjson.loads(tags) if tags else {}
     row.cost_usd = None if cost is None else Decimal(cost)
+    row.model = model
     return row
 
 

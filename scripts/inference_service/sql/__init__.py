@@ -10,12 +10,13 @@ Statements are written once, with parameters named `:name`; what the dialects sp
 
 from __future__ import annotations
 
-from inference_service.sql.database import Conflict, Cursor, Database, DatabaseUnusable, Values
+from inference_service.sql.database import Collision, Conflict, Cursor, Database, DatabaseUnusable, Values
 from inference_service.sql.opening import in_memory, open, sqlite_url
 from inference_service.sql.urls import refuse_password, without_password
 from inference_service.sql.values import as_decimal, as_moment, as_numbers, stored_time
 
 __all__ = [
+    "Collision",
     "Conflict",
     "Cursor",
     "Database",

@@ -19,6 +19,10 @@ class DatabaseUnusable(ToolError):
     """The database cannot be reached, opened, read or written; it may become so again."""
 
 
+class Collision(DatabaseUnusable):
+    """Two transactions waited for each other, and this one was rolled back: do it again, at once."""
+
+
 class Conflict(Exception):
     """A statement broke a constraint: there is such a row already, or it refers to one that does not exist."""
 

@@ -13,7 +13,7 @@ import psycopg
 
 from inference_service.errors import BadInput
 from inference_service.sql import migrations, urls
-from inference_service.sql.database import Conflict, DatabaseUnusable, Expressions, Values
+from inference_service.sql.database import Collision, Conflict, DatabaseUnusable, Expressions, Values
 
 _EXPRESSIONS = Expressions(
     decimal_sum=lambda column: f"SUM({column})",
@@ -92,6 +92,8 @@ class PostgresqlDriver:
         """See `Driver.failure`."""
         if isinstance(error, psycopg.errors.IntegrityError):
             return Conflict(self._without_secrets(error))
+        if isinstance(error, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure):
+            return Collision("database_busy", self._without_secrets(error), "run it again")
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
             return self._unusable(error)
         # What the server does not let this user do, e.g. make tables.

@@ -36,7 +36,7 @@ async def connect(
         addresses = await _in_time(
             loop.create_task(_addresses(loop, origin)), timeout, f"{origin.host} was not resolved"
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label of more than 63 characters
         raise ConnectFailed(f"cannot connect to {origin}: the name is not known ({_reason(error)})") from error
     failure: Exception = OSError("the name has no address")
     for index, address in enumerate(addresses):

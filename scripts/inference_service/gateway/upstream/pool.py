@@ -234,14 +234,9 @@ class Pool:
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, timeout: float) -> Connection:
         """Turn the slot that the caller holds into a connection; without one the slot is given back."""
-        attempts: list[Connection] = []
-
-        def make() -> Connection:
-            attempts.append(Connection(_Attempt(), self.origin, loop))
-            return attempts[-1]
-
+        limit = min(timeout, self.connect_timeout)
         try:
-            connection = await connect(make, self.origin, self._ssl, min(timeout, self.connect_timeout))
+            connection = await connect(lambda: Connection(_Attempt(), self.origin, loop), self.origin, self._ssl, limit)
             if connection.closed:
                 raise Reset(f"the connection to {self.origin} ended as soon as it was made")
         except BaseException:
