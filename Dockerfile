@@ -25,6 +25,7 @@ COPY versions.yaml /opt/tao-run-inference-service/
 
 FROM build AS build-gateway
 RUN pip install "uvicorn>=0.54" "httptools>=0.6.3" "uvloop>=0.19" "orjson>=3.9.10" "psycopg[binary]>=3.1.18" \
+        "opentelemetry-exporter-otlp-proto-http>=1.25" "opentelemetry-sdk>=1.25" \
         "jsonschema>=4.18" "platformdirs>=4" "psutil>=5.9" "PyYAML>=6" "requests>=2.31" "rich>=13" \
     && rm -rf /opt/venv/lib/python3*/site-packages/pip /opt/venv/lib/python3*/site-packages/setuptools
 COPY scripts/inference_service/ /opt/tao-run-inference-service/scripts/inference_service/

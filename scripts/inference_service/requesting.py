@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import math
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -147,7 +148,11 @@ def send(prepared: Prepared, report: Report, on_text: Callable[[str], None] | No
     prepared = prepared.reached_at(reaching.reachable(prepared.entry, driver, report), wire)
     log = request_log.open()
     exchange = Exchange(prepared.entry, driver, prepared.body, wire, prepared.timeout, prepared.deadline, report)
-    log.begin(_logged(prepared, wire.chat_completions))
+    logged_there = _service_writes_our_log(prepared.entry)
+    if logged_there:
+        exchange.headers.update(_caller_tag(prepared.caller))
+    else:
+        log.begin(_logged(prepared, wire.chat_completions))
     completion: Completion | None = None
     error_type: str | None = "failed"
     try:
@@ -163,8 +168,30 @@ def send(prepared: Prepared, report: Report, on_text: Callable[[str], None] | No
         raise
     finally:
         seconds = exchange.total_seconds
-        log.finish(prepared.request_id, _outcome(exchange, completion, error_type, seconds))
+        if logged_there and exchange.http_status is None:
+            # It never got there, so that it has no row of it.
+            log.begin(_logged(prepared, wire.chat_completions))
+            logged_there = False
+        if not logged_there:
+            log.finish(prepared.request_id, _outcome(exchange, completion, error_type, seconds))
     return prepared.answered(completion, exchange, seconds)
+
+
+def _service_writes_our_log(entry: ServiceEntry) -> bool:
+    """Whether the service is a gateway, which writes a row for each request, and into this very log.
+
+    As a process of this machine it has the same one, and a row of ours beside it would count the request twice.
+    """
+    refs = references.load()
+    facts = refs.platforms.get(entry.platform)
+    return (
+        refs.arch(entry.network_arch).launch.caller_key_env is not None and facts is not None and not facts.containers
+    )
+
+
+def _caller_tag(caller: str) -> dict[str, str]:
+    """The gateway knows us by our key; for whom we asked stands in a tag, where it can be one."""
+    return {"X-Tao-Tags": f"caller={caller}"} if re.fullmatch(r"[A-Za-z0-9_.:/@+ -]{1,100}", caller) else {}
 
 
 def _logged(prepared: Prepared, route: str) -> LoggedRequest:

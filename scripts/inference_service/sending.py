@@ -30,7 +30,8 @@ class Exchange:
     """One request on its way. Its fields tell at any moment, however it ends, what is known of it.
 
     `attempts` counts how often the body was sent, `http_status` is the last answer's. `queue_seconds` passed before it
-    was sent for the last time, `first_byte_seconds` until its answer began, both from the beginning.
+    was sent for the last time, `first_byte_seconds` until its answer began, both from the beginning. `headers` go with
+    it and may be added to before it is sent.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Exchange:
     ) -> None:
         """`timeout`: seconds without a byte from the service. `deadline`: seconds to wait for a service that loads."""
         self.url = entry.host_url.rstrip("/") + wire.chat_completions
+        self.headers = {"Content-Type": wire.content_type}
         self.attempts = 0
         self.http_status: int | None = None
         self.queue_seconds: float | None = None
@@ -115,7 +117,7 @@ class Exchange:
             response = session.post(
                 self.url,
                 data=self._body,
-                headers={"Content-Type": self._wire.content_type},
+                headers=self.headers,
                 timeout=(self._timeout, self._timeout),
                 stream=True,
                 allow_redirects=False,

@@ -62,8 +62,14 @@ def test_claude_is_started_asked_watched_and_stopped_like_any_service(
     sent = run_script("send_request", *ASK).document
     assert "Hello there" in sent["content"]
     assert sent["usage"]["completion_tokens"] > 0
-    streamed = run_script("send_request", *ASK, "--stream").stdout
+    streamed = run_script("send_request", *ASK, "--stream", "--caller", "alice").stdout
     assert "Hello there" in "".join(json.loads(line).get("delta", "") for line in streamed.splitlines())
+    if platform == "local-process":
+        # It has the user's own log, where each request has one row, with its cost, and says for whom it was.
+        by_caller = run_script("usage_report").document["groups"]
+        assert [(group["caller"], group["requests"], group["unpriced"]) for group in by_caller] == [("owner", 2, 0)]
+        by_tag = run_script("usage_report", "--by", "tag").document["groups"]
+        assert "caller=alice" in {group["tag"] for group in by_tag}
     (listed,) = run_script("registry", "list").document["services"]
     assert (listed["network_arch"], listed["job_id"]) == ("claude", started["job_id"])
     assert run_script("service_logs", "--job-id", started["job_id"]).document["lines"]

@@ -467,7 +467,7 @@ def test_silence_is_an_error_in_time_before_and_within_an_answer(loop_kind: str)
 
 
 @both
-@pytest.mark.parametrize("size", [1, 1 << 20])
+@pytest.mark.parametrize("size", [1, 1 << 24])
 def test_the_clock_does_not_run_while_a_slow_client_sends(loop_kind: str, size: int) -> None:
     """Neither after a piece that the transport took at once, nor after one that it had to be waited for."""
 
