@@ -255,7 +255,7 @@ def real_model(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.mark.slow
 def test_ten_thousand_requests_with_faults_and_a_kill_leave_right_rows_and_right_money(
-    tmp_path: Path, real_model: Service
+    tmp_path: Path, real_model: Service, database_url: str
 ) -> None:
     callers = {
         "alpha": ("--team", "red"),
@@ -272,6 +272,7 @@ def test_ten_thousand_requests_with_faults_and_a_kill_leave_right_rows_and_right
             callers=callers,
             services=services,
             arguments=["--workers", "2"],
+            env={"TAO_GATEWAY_DATABASE": database_url},
         ) as gateway:
             _wait_out_midnight()
             began = time.time()
@@ -322,8 +323,10 @@ def _rows_equal_requests(seen: list[Seen], rows: list[dict[str, Any]]) -> None:
     known = {one.request_id for one in incomplete if one.request_id}
     unknown = [by_id[request_id] for request_id in extra - known]
     assert len(extra) <= len(incomplete) and len(unknown) <= CLIENTS, unknown[:3]
-    left = [by_id[request_id] for request_id in extra & known if by_id[request_id]["error_type"] is not None]
-    assert {row["error_type"] for row in left} <= {"client_disconnected"}, Counter(row["error_type"] for row in left)
+    words = Counter(by_id[request_id]["error_type"] for request_id in extra & known)
+    assert words["client_disconnected"] > 20
+    # The others had their row already, but not yet the end of their answer, when the gateway was killed.
+    assert words.total() - words["client_disconnected"] <= CLIENTS, words
 
 
 def _money_adds_up(seen: list[Seen], rows: list[dict[str, Any]], report: Any) -> None:
