@@ -182,6 +182,10 @@ async def _cut_off(exchange: Exchange, reader: tapping.StreamReader) -> None:
     row = exchange.row
     said = reader.error_type
     rest = reader.end()
+    if reader.finished and not reader.error_type:
+        # Its end was there, without the line end that it should have.
+        await exchange.last_piece(rest)
+        return
     if reader.error_type:
         # The client has been told: by the upstream itself, or now by the translation, which knows of no other reason
         # than that it is not complete.
