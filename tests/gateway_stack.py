@@ -14,6 +14,7 @@ from doubles.anthropic_api import AnthropicApi
 from doubles.openai_service import OpenAIService
 from doubles.scripted_http import Double, Exchange
 from gateway_process import Gateway, serving_gateway
+from raw_http import Answer, ask, request
 
 CLAUDE, THINKER, SERVICE = "claude-haiku-4-5", "claude-opus-5-5", "service-1"
 PIXEL = base64.b64decode(
@@ -60,3 +61,32 @@ def gateway_stack(folder: Path, **options: Any) -> Iterator[Stack]:
 def tags_of(row: Mapping[str, Any]) -> dict[str, str]:
     """The tags of a row of the request log."""
     return dict(json.loads(row["tags"])) if row["tags"] else {}
+
+
+def asking(stack: Stack, path: str, model: str, prompt: str, caller: str = "app", **fields: Any) -> bytes:
+    """A request with that prompt, in the shape of the path."""
+    body = {"model": model, "max_tokens": 100_000, "messages": [{"role": "user", "content": prompt}], **fields}
+    if model == CLAUDE:
+        body["max_tokens"] = min(body["max_tokens"], 60_000)
+    return request("POST", path, key=stack.gateway.keys[caller], body=body)
+
+
+def send(stack: Stack, path: str, model: str, prompt: str, caller: str = "app", **fields: Any) -> Answer:
+    """Its answer."""
+    return ask(stack.gateway.port, asking(stack, path, model, prompt, caller, **fields), timeout=60)
+
+
+def seen(stack: Stack, model: str, text: str) -> list[Exchange]:
+    """The requests with that text that reached the model's double."""
+    return [one for one in stack.upstream(model).requests if text.encode() in one.body]
+
+
+def request_id_of(head: bytes) -> str:
+    """The id of the request whose answer begins so."""
+    line = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"x-request-id:"))
+    return line.split(b":")[1].strip().decode()
+
+
+def body_for(model: str, prompt: str) -> dict[str, Any]:
+    """A body that both endpoints take."""
+    return {"model": model, "max_tokens": 50, "messages": [{"role": "user", "content": prompt}]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -121,3 +122,15 @@ def _chunked(status: int, headers: dict[str, str], rest: bytes) -> Answer:
             return Answer(status, headers, body + after[:length], False)
         body += after[:length]
         rest = after[length + 2 :]
+
+
+def exchange(port: int, data: bytes, silence: float = 1) -> bytes:
+    """All that comes back until the other side closes, or is silent for so many seconds."""
+    with connected(port, timeout=silence) as connection:
+        connection.sendall(data)
+        return read_all(connection)
+
+
+def statuses(answers: bytes) -> list[int]:
+    """The statuses of the answers in it."""
+    return [int(status) for status in re.findall(rb"(?:^|\})HTTP/1\.1 (\d{3})", answers)]
