@@ -319,7 +319,7 @@ def test_many_streams_at_once_all_get_their_own_answer(stack: Stack) -> None:
 
     async def ask_all() -> list[str]:
         async with anthropic.AsyncAnthropic(
-            api_key=stack.gateway.keys["app"], base_url=stack.gateway.url, max_retries=0
+            api_key=stack.gateway.keys["app"], base_url=stack.gateway.url, max_retries=0, timeout=30
         ) as several:
             return await asyncio.gather(*(one(several, number) for number in range(40)))
 

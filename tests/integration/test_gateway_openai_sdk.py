@@ -372,7 +372,7 @@ def test_a_caller_cannot_use_a_model_that_it_may_not(stack: Stack) -> None:
 def test_many_at_once_all_get_their_own_answer(stack: Stack) -> None:
     async def ask_all() -> list[Any]:
         async with openai.AsyncOpenAI(
-            api_key=stack.gateway.keys["app"], base_url=f"{stack.gateway.url}/v1", max_retries=0
+            api_key=stack.gateway.keys["app"], base_url=f"{stack.gateway.url}/v1", max_retries=0, timeout=30
         ) as several:
             return await asyncio.gather(
                 *(

@@ -115,7 +115,8 @@ def test_clients_that_do_not_read_hold_no_memory(stack: Stack) -> None:
     # Each answer is some 30 MB of events: were they held, it would show.
     before = stack.gateway.resident_bytes()
     with contextlib.ExitStack() as opened:
-        clients = [opened.enter_context(connected(stack.gateway.port, receive_buffer=4096)) for _ in range(8)]
+        # Not so small that the window closes for good: reading on would take minutes then.
+        clients = [opened.enter_context(connected(stack.gateway.port, receive_buffer=1 << 16)) for _ in range(8)]
         for number, connection in enumerate(clients):
             path, model = ((CHAT, SERVICE), (MESSAGES, CLAUDE), (CHAT, CLAUDE), (MESSAGES, SERVICE))[number % 4]
             connection.sendall(asking(stack, path, model, "slow [[words=55000]]", stream=True))
