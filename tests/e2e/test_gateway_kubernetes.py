@@ -180,9 +180,12 @@ def test_a_service_of_the_cluster_is_reached_by_its_cluster_address(
         services = {started["job_id"]: {**entry, "host_url": entry["docker_url"]}}
         patch = json.dumps({"data": {"services.json": json.dumps(services)}})
         cluster.kubectl("patch", "configmap", "tao-gateway", "--type", "merge", "--patch", patch)
+
         # The kubelet brings it into each pod within a minute or so, and the gateway looks every second.
-        for pod in cluster.pods():
-            eventually(lambda pod=pod: started["job_id"] in cluster.configured(pod), timeout=150, every=1)
+        def everywhere() -> bool:
+            return all(started["job_id"] in cluster.configured(pod) for pod in cluster.pods())
+
+        eventually(everywhere, timeout=150, every=1)
         body = {
             "model": started["job_id"],
             "temperature": 0,

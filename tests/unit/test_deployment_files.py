@@ -166,7 +166,7 @@ def _has_compose() -> bool:
 @pytest.mark.skipif(not _has_compose(), reason="the docker compose plugin is not here")
 def test_docker_compose_understands_the_file() -> None:
     secrets = dict.fromkeys(("ANTHROPIC_API_KEY", "TAO_GATEWAY_ADMIN_KEY", "PGPASSWORD"), "x" * 32)
-    command = ["docker", "compose", "--file", DEPLOY / "compose.yaml", "config", "--format", "json"]
+    command = ["docker", "compose", "--file", str(DEPLOY / "compose.yaml"), "config", "--format", "json"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin", **secrets})
     assert set(json.loads(told.stdout)["services"]) == {"gateway", "postgresql", "prometheus", "grafana"}
 
