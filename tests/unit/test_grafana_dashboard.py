@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks for figures that the gateway has, under labels that they have."""
+"""The Grafana dashboard and the alerts ask for figures that the gateway has, under labels that they have."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from support import SKILL
 
@@ -16,7 +17,12 @@ from inference_service.gateway.metrics_snapshot import Gauges
 from inference_service.request_log.rows import RequestRow
 
 DASHBOARD = json.loads((SKILL / "deploy" / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
-TARGETS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
+ALERTS = yaml.safe_load((SKILL / "deploy" / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+TARGETS = [
+    *((panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]),
+    # Whether it answers at all, Prometheus knows by itself.
+    *((rule["alert"], rule["expr"]) for rule in ALERTS if not rule["expr"].startswith("up{")),
+]
 
 
 def exposed() -> dict[str, set[str]]:
@@ -43,7 +49,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(("title", "expression"), TARGETS, ids=[title for title, _ in TARGETS])
-def test_a_panel_asks_for_what_there_is(title: str, expression: str) -> None:
+def test_a_panel_and_an_alert_ask_for_what_there_is(title: str, expression: str) -> None:
     known = exposed()
     asked = re.findall(r"(tao_gateway_\w+)(?:\{([^}]*)\})?", expression)
     assert asked
