@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -44,6 +45,10 @@ def logged(cluster: GatewayCluster) -> dict[str, dict[str, Any]]:
     lines = cluster.sql(f"SELECT json_build_object({pairs}, 'cost_usd', cost_usd::text) FROM requests")
     rows = [json.loads(line) for line in lines]
     return {row["request_id"]: row for row in rows}
+
+
+def _knows(cluster: GatewayCluster, pod: str, job_id: str) -> bool:
+    return job_id in cluster.configured(pod)
 
 
 def none_is_missing(cluster: GatewayCluster, load: Load) -> None:
@@ -180,12 +185,9 @@ def test_a_service_of_the_cluster_is_reached_by_its_cluster_address(
         services = {started["job_id"]: {**entry, "host_url": entry["docker_url"]}}
         patch = json.dumps({"data": {"services.json": json.dumps(services)}})
         cluster.kubectl("patch", "configmap", "tao-gateway", "--type", "merge", "--patch", patch)
-
         # The kubelet brings it into each pod within a minute or so, and the gateway looks every second.
-        def everywhere() -> bool:
-            return all(started["job_id"] in cluster.configured(pod) for pod in cluster.pods())
-
-        eventually(everywhere, timeout=150, every=1)
+        for pod in cluster.pods():
+            eventually(functools.partial(_knows, cluster, pod, started["job_id"]), timeout=150, every=1)
         body = {
             "model": started["job_id"],
             "temperature": 0,

@@ -271,6 +271,7 @@ def test_ten_thousand_requests_with_faults_and_a_kill_leave_right_rows_and_right
             upstream_key="sk-ant-api03-of-the-double",
             callers=callers,
             services=services,
+            arguments=["--workers", "2"],
         ) as gateway:
             began = time.time()
             clients = asyncio.run(_all_asked(gateway))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -255,6 +256,33 @@ def test_an_answer_is_json_that_nobody_keeps(database: sql.Database) -> None:
     refused = asyncio.run(dashboard.respond(database, Request("GET", "/dashboard/data", "range=no", {}), []))
     assert refused.status == 400
     assert json.loads(refused.body)["error"]["type"] == "invalid_range"
+
+
+def test_few_are_counted_for_at_once_and_the_loop_goes_on_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = sql.open(sql.sqlite_url(tmp_path / "requests.db"))
+    gate = threading.Event()
+
+    def slow(*_: Any) -> dict[str, Any]:
+        gate.wait(30)
+        return {}
+
+    monkeypatch.setattr(data, "document", slow)
+
+    async def crowd() -> list[int]:
+        asked = Request("GET", "/dashboard/data", "", {})
+        tasks = [asyncio.create_task(dashboard.respond(database, asked, [])) for _ in range(10)]
+        gone = tasks.pop()
+        while sum(task.done() for task in tasks) < 1:
+            await asyncio.sleep(0.01)
+        gone.cancel()
+        gate.set()
+        return sorted([(await task).status for task in tasks])
+
+    assert asyncio.run(crowd()) == [200] * 8 + [503]
+    monkeypatch.undo()
+    assert asyncio.run(dashboard.respond(database, Request("GET", "/", "", {}), [])).status == 200
 
 
 def test_a_database_that_is_away_is_503_and_says_so(postgresql: PostgresqlServer) -> None:

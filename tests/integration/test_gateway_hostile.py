@@ -26,7 +26,8 @@ from schemathesis.specs.openapi.checks import (
 )
 from support import SKILL, run_script
 
-OPENAPI = SKILL / "references" / "gateway.openapi.json"
+DOCUMENT = json.loads((SKILL / "references" / "gateway.openapi.json").read_text())
+OPERATIONS = [f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods]
 CONFORMS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
@@ -311,6 +312,16 @@ def test_a_strange_authorization_is_a_401(stack: Stack, key: str) -> None:
         assert answer.status == 401 and "error" in answer.json
 
 
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_what_the_document_says_needs_a_key_needs_one(stack: Stack, label: str) -> None:
+    method, _, path = label.partition(" ")
+    open_to_all = DOCUMENT["paths"][path][method.lower()].get("security") == [{}]
+    body = body_for(CLAUDE, "Hi") if method == "POST" else None
+    for wrong in ("", "tao-00000000-wrong"):
+        answer = ask(stack.gateway.port, request(method, path.replace("{model}", CLAUDE), key=wrong, body=body))
+        assert answer.status == (200 if open_to_all else 401), answer
+
+
 def test_a_key_beside_another_is_not_mixed_up_with_it(stack: Stack) -> None:
     lines = {"x-api-key": stack.gateway.keys["two-a-minute"]}
     data = request("POST", CHAT, key=stack.gateway.keys["app"], body=body_for(SERVICE, "Hi"), headers=lines)
@@ -333,6 +344,16 @@ def test_the_operators_endpoints_want_the_admin_key(stack: Stack) -> None:
             assert ask(stack.gateway.port, request("GET", path, key=key)).status in (401, 403)
         assert ask(stack.gateway.port, request("GET", path, key=stack.gateway.admin_key)).status == 200
     assert ask(stack.gateway.port, request("POST", CHAT, key=stack.gateway.admin_key, body={})).status == 401
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["&".join(f"a{n}=1" for n in range(60)), "since=99999-01-01", "since=1&until=0", "%ff=%fe", "range=" + "9" * 5000],
+)
+def test_a_strange_query_is_no_failure(stack: Stack, query: str) -> None:
+    for path in ("/dashboard/data", "/v1/usage", "/v1/models", "/metrics"):
+        key = stack.gateway.keys["app"] if path.startswith("/v1") else stack.gateway.admin_key
+        assert ask(stack.gateway.port, request("GET", f"{path}?{query}", key=key)).status in (200, 400)
 
 
 # Noise
@@ -484,9 +505,6 @@ def test_no_address_makes_the_gateway_fail(stack: Stack, method: str, path: byte
 
 
 # The OpenAPI document
-
-DOCUMENT = json.loads(OPENAPI.read_text())
-OPERATIONS = [f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 
 def test_the_gateway_serves_its_openapi_document(stack: Stack) -> None:

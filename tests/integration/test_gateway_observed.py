@@ -79,7 +79,7 @@ def test_the_figures_of_all_workers_are_one(gateway: Gateway) -> None:
         return figures(gateway, "requests_total", caller="app", status="200") == before + 24
 
     eventually(counted, timeout=10)
-    assert figures(gateway, "workers") == 2
+    eventually(lambda: figures(gateway, "workers") == 2, timeout=10)
     assert figures(gateway, "request_duration_seconds_count", route=CHAT, caller="app") == 12
     eventually(lambda: figures(gateway, "limit_refusals_total", caller="poor", limit="budget_day") == 1)
     assert figures(gateway, "cost_usd_total", caller="app", model=CLAUDE) > 0

@@ -191,6 +191,16 @@ def test_a_body_of_200_mib_passes_through_in_flat_memory(stack: Stack, chunked: 
     assert (row["request_bytes"], row["http_status"]) == (len(head) + size + len(tail), 200)
 
 
+def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(stack: Stack) -> None:
+    data = asking(stack, CHAT, SERVICE, "patient").replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n", 1)
+    head, _, body = data.partition(b"\r\n\r\n")
+    with connected(stack.gateway.port) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        assert b" 100 " in read_until(connection, b"\r\n\r\n")
+        connection.sendall(body)
+        assert read_answer(connection).status == 200
+
+
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(stack: Stack) -> None:
     data = request("POST", CHAT, key=stack.gateway.keys["app"], headers={"Content-Length": str(600 * MIB)})
     answer = ask(stack.gateway.port, data)
@@ -304,6 +314,16 @@ def test_no_upstream_is_asked_for_longer_than_it_is_silent(small: Stack) -> None
         answer = send(small, path, model, "silence [[hang=1]]")
         assert answer.status == 504 and time.monotonic() - began < 10
         assert small.gateway.row(answer.headers["x-request-id"])["error_type"] == "upstream_timeout"
+
+
+@ROUTES
+def test_a_stream_that_falls_silent_is_ended_with_an_error(small: Stack, path: str, model: str) -> None:
+    answer = send(small, path, model, "a b c d e f [[token_delay=0.4]] [[words=9]]", stream=True)
+    assert answer.complete and b"error" not in answer.body, "slow is not silent"
+    answer = send(small, path, model, "a b c d e f [[token_delay=30; first_byte=0.1]]", stream=True)
+    assert answer.complete and b'"error"' in answer.body
+    assert b"message_stop" not in answer.body and b"[DONE]" not in answer.body
+    assert small.gateway.row(answer.headers["x-request-id"])["error_type"] == "upstream_timeout"
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(small: Stack) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from unittest import mock
 
+import pytest
 from doubles.raw_http_server import Reader, Writer, plain, read_request, serving
 from event_loops import both, run, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_service.gateway.upstream import Origin, Pool, UpstreamError
+from inference_service.gateway.upstream.connection import Connection
 
 BEHAVIOURS = ("plain", "chunked", "slow", "cut", "close", "silent", "early", "garbage", "extra", "dies")
 
@@ -149,6 +152,39 @@ def test_cancelling_a_request_cuts_its_connection_at_once(loop_kind: str) -> Non
                 assert task.cancelled()
                 assert pool.connections == 0
                 await until(lambda: server.open == 0, timeout=1)
+
+    run(loop_kind, main())
+
+
+@both
+@pytest.mark.parametrize("handed", ["a connection", "a place"])
+def test_who_is_cancelled_in_the_moment_of_being_handed_something_passes_it_on(loop_kind: str, handed: str) -> None:
+    async def main() -> None:
+        async with serving(behaving) as server:
+            pool = Pool(Origin(server.host, server.port), max_connections=1)
+            first = await pool.send(b"GET", b"/slow/abc", b"", timeout=5)
+            cancelled, next_one = (
+                asyncio.create_task(pool.send(b"GET", b"/plain/%03d" % number, b"", timeout=5)) for number in (1, 2)
+            )
+            await until(lambda: pool.waiting == 2)
+            if handed == "a place":
+                first.close()
+                cancelled.cancel()
+            else:
+                release = pool.release
+
+                def release_and_cancel(connection: Connection) -> None:
+                    release(connection)
+                    cancelled.cancel()
+
+                with mock.patch.object(pool, "release", release_and_cancel):
+                    await first.read(1000)
+            await asyncio.wait((cancelled,))
+            assert cancelled.cancelled()
+            response = await next_one
+            assert await response.read(1000) == b"002" * 50
+            assert (pool.connections, pool.idle, pool.waiting) == (1, 1, 0)
+            assert server.accepted == (2 if handed == "a place" else 1)
 
     run(loop_kind, main())
 

@@ -41,9 +41,7 @@ def test_the_openai_sdk_reads_a_stream(gateway: Gateway) -> None:
 
 def test_the_anthropic_sdk_reads_a_stream(gateway: Gateway) -> None:
     client = anthropic.Anthropic(base_url=gateway.url, api_key=gateway.caller_key("app"), max_retries=0)
-    with client.messages.stream(
-        model=JOB_ID, max_tokens=50, messages=[{"role": "user", "content": "hello"}]
-    ) as stream:
+    with client.messages.stream(model=JOB_ID, max_tokens=50, messages=[{"role": "user", "content": "hello"}]) as stream:
         text = "".join(stream.text_stream)
         message = stream.get_final_message()
     assert text == whole(gateway)

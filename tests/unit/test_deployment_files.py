@@ -173,8 +173,6 @@ def test_docker_compose_understands_the_file() -> None:
 
 def test_prometheus_scrapes_the_gateway_with_a_key_from_a_file() -> None:
     configuration = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-    mounted = {volume["target"] for volume in COMPOSE["services"]["prometheus"]["volumes"]}
-    assert {f"/etc/prometheus/{file}" for file in configuration["rule_files"]} <= mounted
     (scrape,) = configuration["scrape_configs"]
     assert scrape["authorization"] == {"type": "Bearer", "credentials_file": "/run/secrets/admin_key"}
     assert scrape["static_configs"] == [{"targets": ["gateway:8080"]}]

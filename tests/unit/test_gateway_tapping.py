@@ -308,3 +308,29 @@ def test_a_stream_is_finished_when_its_last_event_is_whole() -> None:
         assert not tap.finished
         assert sent + tap.feed(b"\n") == stream
         assert tap.finished
+
+
+ENVELOPES = [
+    {"content": "TEXT"},
+    {"content": "TEXT", "role": "assistant"},
+    {"role": "assistant", "content": "TEXT"},
+    {"content": "TEXT", "reasoning_content": "thought"},
+    {"reasoning_content": "TEXT"},
+    {"tool_calls": [{"index": 0, "function": {"arguments": "TEXT"}}]},
+]
+
+
+@given(st.lists(st.tuples(st.sampled_from(ENVELOPES), wire_samples.TEXT, st.sampled_from([None, "stop"])), max_size=12))
+def test_events_in_changing_envelopes_are_told_apart(events: list[tuple[dict[str, Any], str, str | None]]) -> None:
+    tap = OpenAITap()
+    expected = 0
+    finish_reason = None
+    for delta, text, finished in events:
+        written = json.loads(json.dumps(delta).replace('"TEXT"', json.dumps(text)))
+        chunk = {"choices": [{"index": 0, "delta": written, "finish_reason": finished}]}
+        tap.feed(b"data: " + orjson.dumps(chunk) + b"\n\n")
+        expected += len(text.encode()) + (len("thought") if "thought" in delta.values() else 0)
+        finish_reason = finished or finish_reason
+    assert tap.produced_bytes == expected
+    assert tap.deltas == len(events)
+    assert tap.finish_reason == finish_reason

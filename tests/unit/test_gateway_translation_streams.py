@@ -420,3 +420,34 @@ def test_text_after_a_tool_call_is_a_block_of_its_own() -> None:
     stream = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
     message = sdk_streams.anthropic_accumulated(run(to_anthropic(), stream.encode()))
     assert [getattr(block, "text", block.type) for block in message.content] == ["a", "tool_use", "bc", "no", "d"]
+
+
+ENVELOPES = [
+    {"content": "TEXT"},
+    {"content": "TEXT", "role": "assistant"},
+    {"role": "assistant", "content": "TEXT"},
+    {"content": "TEXT", "reasoning_content": "<secret>"},
+    {"reasoning_content": "<secret>", "content": "TEXT"},
+    {"content": "TEXT", "tool_calls": None},
+]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(ENVELOPES), wire_samples.TEXT, st.sampled_from([None, "length"])), max_size=12)
+)
+def test_chunks_in_changing_envelopes_are_told_apart(
+    events: list[tuple[dict[str, Any], str, str | None]],
+) -> None:
+    stream = b""
+    for delta, text, finished in events:
+        written = json.loads(json.dumps(delta).replace('"TEXT"', json.dumps(text)))
+        choice = {"index": 0, "delta": written, "finish_reason": finished}
+        stream += b"data: " + orjson.dumps({"id": "i", "model": "m", "choices": [choice]}) + b"\n\n"
+    translation = to_anthropic()
+    sent = run(translation, stream + b'data: {"choices": []}\n\ndata: [DONE]\n\n')
+    texts = [event["delta"]["text"] for event in data_of(sent) if event["type"] == "content_block_delta"]
+    assert texts == [text for _, text, _ in events]
+    stopped = [event["delta"]["stop_reason"] for event in data_of(sent) if event["type"] == "message_delta"]
+    assert stopped == ["max_tokens" if any(finished for _, _, finished in events) else "end_turn"]
+    hidden = sum(len("<secret>") for delta, _, _ in events if "reasoning_content" in delta)
+    assert translation.produced_bytes == sum(len(text.encode()) for text in texts) + hidden

@@ -17,11 +17,15 @@ from inference_service.gateway.metrics_snapshot import Gauges
 from inference_service.request_log.rows import RequestRow
 
 DASHBOARD = json.loads((SKILL / "deploy" / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
-ALERTS = yaml.safe_load((SKILL / "deploy" / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
-TARGETS = [
+ALERTS = yaml.safe_load((SKILL / "deploy" / "alerts.yml").read_text(encoding="utf-8"))
+EXPRESSIONS = [
     *((panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]),
-    # Whether it answers at all, Prometheus knows by itself.
-    *((rule["alert"], rule["expr"]) for rule in ALERTS if not rule["expr"].startswith("up{")),
+    *(
+        (rule["alert"], rule["expr"])
+        for group in ALERTS["groups"]
+        for rule in group["rules"]
+        if "up{" not in rule["expr"]
+    ),
 ]
 
 
@@ -48,8 +52,8 @@ def exposed() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize(("title", "expression"), TARGETS, ids=[title for title, _ in TARGETS])
-def test_a_panel_and_an_alert_ask_for_what_there_is(title: str, expression: str) -> None:
+@pytest.mark.parametrize(("title", "expression"), EXPRESSIONS, ids=[title for title, _ in EXPRESSIONS])
+def test_a_panel_or_an_alert_asks_for_what_there_is(title: str, expression: str) -> None:
     known = exposed()
     asked = re.findall(r"(tao_gateway_\w+)(?:\{([^}]*)\})?", expression)
     assert asked
@@ -76,3 +80,10 @@ def test_its_filters_are_labels_and_its_panels_do_not_overlap() -> None:
         assert place["x"] + place["w"] <= 24
         taken |= cells
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_prometheus_reads_the_alerts_from_where_they_are_mounted() -> None:
+    rules = yaml.safe_load((SKILL / "deploy" / "prometheus.yml").read_text(encoding="utf-8"))["rule_files"]
+    compose = yaml.safe_load((SKILL / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+    mounts = {volume["target"]: volume["source"] for volume in compose["services"]["prometheus"]["volumes"]}
+    assert [mounts[rule] for rule in rules] == ["./alerts.yml"]

@@ -29,9 +29,9 @@ _RECHECK = 0.25
 _RETRY_WHEN_DOWN = 1.0
 _BUSY_WITHIN = 1.0
 _QUIET_AFTER = 10.0
-_IDLE_LOOKS = 2
+_IDLE_LOOKS = 3
 _KEPT_AFTER_END = 3600.0
-_NEXT_MINUTE_FROM = 2.5
+_NEXT_MINUTE_FROM = 2.0
 _NOTHING_HELD = Admission(0, 0, None, None, None)
 
 
@@ -158,7 +158,7 @@ class Admissions:
                 account.change_limits(caller.limits if caller else Limits())
 
     async def look_after(self) -> None:
-        """To be called about once a second: gives back what is idle, and shows that this holder lives."""
+        """To be called about each second: gives back what is idle, and shows that this holder lives."""
         now, ticks = self._clock(), self._ticks()
         if self._was_alive and ticks >= self._alive_until:
             self._lapse()
@@ -185,7 +185,7 @@ class Admissions:
         for key, pool in list(account.pools.items()):
             if pool.touched:
                 pool.touched, pool.idle = False, 0
-            else:
+            elif now >= pool.start:
                 pool.idle += 1
                 if pool.idle >= _IDLE_LOOKS:
                     pool.give_up()
@@ -207,7 +207,7 @@ class Admissions:
 
     async def _ask_for(self, account: Account, short: list[tuple[Pool, int]]) -> None:
         if self._ticks() < self._down_until:
-            raise self._unavailable()
+            raise _unavailable()
         for pool, amount in short:
             pool.wait_for(amount)
         self._wanting[account.caller_id] = account
@@ -250,7 +250,7 @@ class Admissions:
         except (ToolError, asyncio.TimeoutError) as error:
             self.trouble = str(error) or "it does not answer in time"
             self._down_until = self._ticks() + _RETRY_WHEN_DOWN
-            return self._unavailable()
+            return _unavailable()
         self.trouble = None
         if grants is None:
             self._lapse()
@@ -278,10 +278,12 @@ class Admissions:
                 if pool.quantity.is_money:
                     pool.give_up()
 
-    def _unavailable(self) -> LimitsUnavailable:
-        return LimitsUnavailable(
-            _RETRY_WHEN_DOWN, f"the limits of this caller cannot be checked now: {self.trouble or 'no answer'}"
-        )
+
+def _unavailable() -> LimitsUnavailable:
+    # Callers are not told where the database is and what it says.
+    return LimitsUnavailable(
+        _RETRY_WHEN_DOWN, "the limits of this caller cannot be looked up now; try again in a moment"
+    )
 
 
 def _ask(account: Account, pool: Pool) -> Ask:

@@ -53,7 +53,7 @@ _COLUMNS = (
     " requests_per_minute, tokens_per_minute, nano_usd_per_day, nano_usd_per_month, created_at"
 )
 _KEY_COLUMNS = "key_id, caller_id, digest, created_at, expires_at"
-_OLDEST_FIRST = "created_at, expires_at IS NULL, key_id"
+_OLDEST_FIRST = "created_at, expires_at IS NULL, expires_at, key_id"
 
 
 def version(cursor: Cursor) -> int:

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from time import time
 from typing import Any
 
-from inference_service import secrets, sql
+from inference_service import sql
 from inference_service.callers.accounts import Accounts
 from inference_service.callers.settlement import settle
 from inference_service.errors import ToolError
 from inference_service.gateway import facts as gateway_facts
 from inference_service.gateway import json_log, metrics_snapshot, tracing
-from inference_service.gateway.gateway import Gateway
+from inference_service.gateway.gateway import LIVE, Gateway
 from inference_service.gateway.metrics import Metrics
 from inference_service.gateway.metrics_snapshot import SnapshotFiles
+from inference_service.gateway.redaction import Redactor
 from inference_service.gateway.reloading import Reloading
 from inference_service.gateway.settings import Settings
 from inference_service.request_log import bodies
@@ -79,6 +80,7 @@ class Parts:
         while True:
             await asyncio.sleep(_SNAPSHOT_SECONDS)
             snapshot = self.gateway.metrics.snapshot(self.gateway.gauges(), time())
+            snapshot[LIVE] = self.gateway.own_live_requests()
             try:
                 snapshots.write(metrics_snapshot.dumps(snapshot))
             except OSError as error:
@@ -108,12 +110,13 @@ def assemble(settings: Settings) -> Parts:
     )
     reloading = Reloading(gateway, facts)
     gateway.vendor = reloading.vendor
+    redact = Redactor(os.environ, [settings.admin_key, settings.owner_key, settings.upstream_key])
     closing: list[Any] = [reloading, *([] if kept is None else [kept])]
     if settings.json_log:
-        lines = json_log.JsonLog(secrets.redact)
+        lines = json_log.JsonLog(redact)
         gateway.observers.append(lines.observe)
         closing.append(lines)
-    gateway.tracing = tracing.open(os.environ, {facts.own_arch: facts.vendor_name.lower()}, secrets.redact, name)
+    gateway.tracing = tracing.open(os.environ, {facts.own_arch: facts.vendor_name.lower()}, redact, name)
     if gateway.tracing is not None:
         closing.append(gateway.tracing)
     snapshots = None

@@ -173,7 +173,14 @@ async def _metrics(gateway: Gateway, request: Request) -> Answer:
     from inference_service.gateway import metrics
 
     _require_admin(gateway, request)
-    return Answer(200, gateway.exposition(), metrics.CONTENT_TYPE)
+    now = time()
+    snapshot = gateway.metrics.snapshot(gateway.gauges(), now)
+    others = gateway.snapshots.others if gateway.snapshots is not None else tuple
+
+    def rendered() -> bytes:
+        return metrics.rendered(snapshot, others(), now)
+
+    return Answer(200, await asyncio.to_thread(rendered), metrics.CONTENT_TYPE)
 
 
 async def _dashboard(gateway: Gateway, request: Request) -> Answer:

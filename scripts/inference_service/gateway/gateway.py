@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway")
 
 _MODEL_PATHS = {**{path.decode(): shape for shape, path in PATHS.items()}, COUNT_PATH.decode(): ANTHROPIC}
+_MOST_TOLD = 1000
+LIVE = "live"
+"""Where a worker's snapshot has its requests under way."""
 _LOOPBACK_HOSTS = (b"localhost", b"127.0.0.1", b"[::1]")
 
 OWNER = Caller(id="owner", name="owner")
@@ -77,6 +80,7 @@ class Gateway:
         self.live: dict[str, Exchange] = {}
         self.draining = False
         self.vendor: Vendor | None = None
+        self._told_unpriced: set[str] = set()
         self.callers_known = False
         # Each gets the row of every finished request.
         self.observers: list[Callable[[RequestRow], None]] = []
@@ -211,6 +215,8 @@ class Gateway:
         row = exchange.row
         self.last_request_time = row.time
         self.metrics.observe(row)
+        if row.cost_usd is None:
+            self._tell_unpriced(row)
         for observer in self.observers:
             observer(row)
         if self.tracing is not None and exchange.trace is not None:
@@ -225,6 +231,17 @@ class Gateway:
                 response_bytes=exchange.answered_bytes,
             )
 
+    def _tell_unpriced(self, row: RequestRow) -> None:
+        """Once for each model: what has no price is no small matter to whoever pays."""
+        model = row.model or ""
+        if model not in self._told_unpriced and len(self._told_unpriced) < _MOST_TOLD:
+            self._told_unpriced.add(model)
+            log.warning(
+                "requests to %s are unpriced: they have no cost in the log until the file that TAO_INF_PRICING names"
+                " has their price",
+                row.job_id or model,
+            )
+
     def why_not_ready(self) -> tuple[str, str] | None:
         """A word of the services' readiness (references/request.yaml) and a sentence; None where requests are taken."""
         if self.draining:
@@ -234,11 +251,6 @@ class Gateway:
         if not self.callers_known and not self.settings.no_auth:
             return "server_initializing", "the callers could not be read from the database yet"
         return self.vendor.problem if self.vendor is not None else None
-
-    def exposition(self) -> bytes:
-        """The figures of all workers, for Prometheus."""
-        others = self.snapshots.others() if self.snapshots is not None else ()
-        return self.metrics.exposition(self.gauges(), others, time())
 
     def gauges(self) -> Gauges:
         """What is true of this process at this moment."""
@@ -256,6 +268,11 @@ class Gateway:
         )
 
     def live_requests(self) -> list[dict[str, Any]]:
+        """The requests of all workers that are under way: this one's as they are, the others' as of a second ago."""
+        others = self.snapshots.others() if self.snapshots is not None else ()
+        return [*self.own_live_requests(), *(request for snapshot in others for request in snapshot.get(LIVE, ()))]
+
+    def own_live_requests(self) -> list[dict[str, Any]]:
         """The requests of this process that are under way, the oldest first."""
         now = perf_counter()
         return [

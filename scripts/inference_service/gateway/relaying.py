@@ -180,10 +180,16 @@ def _reader(exchange: Exchange, route: Route, include_usage: bool) -> tapping.St
 async def _cut_off(exchange: Exchange, reader: tapping.StreamReader) -> None:
     """The stream ended before it told its end: say so in the stream, never pretend that this was all."""
     row = exchange.row
+    said = reader.error_type
     rest = reader.end()
+    if reader.finished and not reader.error_type:
+        # Its end was there, without the line end that it should have.
+        await exchange.last_piece(rest)
+        return
     if reader.error_type:
-        # The upstream said itself why, and the client has it already.
-        row.error_type = f"upstream_{reader.error_type}"
+        # The client has been told: by the upstream itself, or now by the translation, which knows of no other reason
+        # than that it is not complete.
+        row.error_type = f"upstream_{said}" if said else row.error_type or f"upstream_{reader.error_type}"
         await exchange.last_piece(rest)
         return
     row.error_type = row.error_type or "upstream_cut"

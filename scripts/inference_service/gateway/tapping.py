@@ -140,11 +140,13 @@ class _Tap(StreamReader):
                 end = data.find(b'"}', begin)
                 if end > 0:
                     stop = data.find(b"\n", end)
+                    text = data[begin:end]
                     # Anthropic pads its events with spaces, so that their sizes do not give the text away.
                     if (
                         stop > 0
                         and data[end:stop].translate(None, b" \r") == self._after_text
-                        and b"\\" not in data[begin:end]
+                        and b"\\" not in text
+                        and b'"' not in text
                     ):
                         self.produced_bytes += end - begin
                         self.deltas += 1
@@ -341,10 +343,7 @@ def _error_type_in(body: bytes) -> str:
 
 
 def _produced(delta: Mapping[str, Any]) -> str | None:
-    content = delta.get("content")
-    if isinstance(content, str) and content:
-        return content
-    pieces = [delta.get("reasoning_content"), delta.get("reasoning"), delta.get("refusal")]
+    pieces = [delta.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal")]
     calls = delta.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         function = _mapping(_mapping(call).get("function"))

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from inference_service.gateway.refusals import ANTHROPIC, OPENAI
 from inference_service.gateway.tapping import Shape
 from inference_service.gateway.upstream.guard import Guard
-from inference_service.gateway.upstream.origin import header_block, parse_base
+from inference_service.gateway.upstream.origin import HeaderBlock, header_block, parse_base
 from inference_service.gateway.upstream.pool import Pool
 
 PATHS = {OPENAI: b"/v1/chat/completions", ANTHROPIC: b"/v1/messages"}
 COUNT_PATH = PATHS[ANTHROPIC] + b"/count_tokens"
+_MOST_COMBINED = 256
 
 
 class Upstream:
@@ -51,11 +52,20 @@ class Upstream:
         self._prefix = prefix.encode("ascii")
         self.target = self._prefix + PATHS[shape]
         fields = [(b"content-type", b"application/json"), (b"user-agent", b"tao-run-inference-service")]
+        self._combined: dict[tuple[tuple[bytes, bytes], ...], HeaderBlock] = {}
         self.headers = header_block([*fields, credential] if credential else fields)
 
-    def headers_with(self, more: Mapping[bytes, bytes] | None) -> bytes:
-        """The block with further headers; their names and values are the gateway's own, or checked by it."""
-        return self.headers + b"".join(b"%b: %b\r\n" % line for line in more.items()) if more else self.headers
+    def headers_with(self, more: Mapping[bytes, bytes] | None) -> HeaderBlock:
+        """The block with further headers; few combinations come again and again, so they are remembered."""
+        if not more:
+            return self.headers
+        key = tuple(more.items())
+        block = self._combined.get(key)
+        if block is None:
+            block = HeaderBlock(self.headers + header_block(key))
+            if len(self._combined) < _MOST_COMBINED:
+                self._combined[key] = block
+        return block
 
     def target_for(self, path: bytes) -> bytes:
         """The request target for another path of the same API."""

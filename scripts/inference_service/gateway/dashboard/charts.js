@@ -6,14 +6,16 @@ const DASHES = [null, "7 4", "2 4"];
 const HEIGHT = 208;
 const MARGIN = { left: 54, right: 6, top: 10, bottom: 22 };
 
+const CLOCK_STEPS = [60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 14400, 21600, 43200, 86400, 172800, 604800, 1209600];
+
 const nameOf = (series) => (series.name === null ? series.count + " others" : series.name || "(no key)");
 
-/** Round steps for an axis from 0 that holds the largest value: [0, step, …]. */
-function steps(largest) {
+/** Round steps for an axis from 0 that holds the largest value: [0, step, …]; `whole`: of things that are counted. */
+function steps(largest, whole) {
   if (!(largest > 0)) return [0, 1];
-  const raw = largest / 4;
+  const raw = whole ? Math.max(1, largest / 4) : largest / 4;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= raw * 0.999);
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= raw * 0.999 && !(whole && size % 1));
   const marks = [];
   for (let at = 0; at < largest + step * 0.999; at += step) marks.push(at);
   return marks;
@@ -21,8 +23,8 @@ function steps(largest) {
 
 /** One chart in its section. `draw` may be called again and again; what the reader opened or reached stays. */
 class Chart {
-  constructor(section, { kind, format, axis, sum, colour, nothing }) {
-    Object.assign(this, { kind, format, axis: axis || format, sum, colour, nothing });
+  constructor(section, { kind, format, axis, whole, sum, colour, nothing }) {
+    Object.assign(this, { kind, format, axis: axis || format, whole, sum, colour, nothing });
     this.title = section.querySelector("h2").textContent;
     this.at = null;
     this.svg = svg("svg", { role: "img", tabindex: 0, "aria-roledescription": "chart" });
@@ -76,7 +78,7 @@ class Chart {
     const floor = HEIGHT - MARGIN.bottom;
     const stacks = this.times.map((_, at) => this.series.reduce((sum, one) => sum + (one.values[at] || 0), 0));
     const largest = this.kind === "bars" ? Math.max(...stacks) : Math.max(...this.series.flatMap((one) => one.values.map((value) => value || 0)));
-    const marks = steps(largest);
+    const marks = steps(largest, this.whole);
     const y = (value) => floor - (value / marks[marks.length - 1]) * (floor - MARGIN.top);
     this.slot = inner / this.times.length;
     const x = (at) => MARGIN.left + at * this.slot;
@@ -84,7 +86,7 @@ class Chart {
       svg("line", { class: "rule", x1: MARGIN.left, x2: width - MARGIN.right, y1: Math.round(y(mark)), y2: Math.round(y(mark)) }),
       svg("text", { x: MARGIN.left - 8, y: y(mark) + 4, "text-anchor": "end" }, mark === 0 ? "0" : this.axis(mark)),
     ]);
-    parts.push(...this.hours(width, x));
+    parts.push(...this.hours(width));
     parts.push(...(this.kind === "bars" ? this.bars(x, y) : this.lines(x, y)));
     this.cursor = svg("rect", { class: "at", y: MARGIN.top, height: floor - MARGIN.top, width: Math.max(this.slot, 2), visibility: "hidden" });
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -93,13 +95,17 @@ class Chart {
     this.point(this.at, false);
   }
 
-  hours(width, x) {
-    const span = this.data.until - this.data.since;
-    const wanted = Math.max(2, Math.floor(width / 105));
-    const every = Math.max(1, Math.ceil(this.times.length / wanted));
+  hours(width) {
+    const { since, until, bucket_seconds } = this.data;
+    const span = until - since;
+    const step = CLOCK_STEPS.find((seconds) => span / seconds <= Math.max(2, width / 78)) || span;
+    const offset = new Date(since * 1000).getTimezoneOffset() * 60;
     const labels = [];
-    for (let at = 0; at < this.times.length - every / 3; at += every) {
-      labels.push(svg("text", { x: x(at), y: HEIGHT - 5, "text-anchor": at === 0 ? "start" : "middle" }, tick(this.times[at], span)));
+    // Where a clock of this device is round, not where a bucket happens to begin.
+    for (let at = Math.ceil((since - offset) / step) * step + offset; at < until; at += step) {
+      const place = MARGIN.left + ((at - since) / bucket_seconds) * this.slot;
+      if (place > width - 18) break;
+      labels.push(svg("text", { x: Math.max(place, MARGIN.left + 14), y: HEIGHT - 5, "text-anchor": "middle" }, tick(at, span)));
     }
     return labels;
   }

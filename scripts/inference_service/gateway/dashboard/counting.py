@@ -12,7 +12,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -27,8 +26,9 @@ _SETTLED_SECONDS = 120
 _LOOK_AGAIN_SECONDS = 60
 _MOST_KEPT = 3000
 _MOST_VIEWS = 12
-# Sorting a day's rows takes a core most of a second; two are rarely busy at once where there are two.
-_THREADS = min(2, os.cpu_count() or 1)
+# Sorting a day's rows keeps a core busy for a second or two; where there are two, both are.
+_CORES = os.cpu_count() or 1
+_FEW = 8
 
 # A served request must have a cost; one that was refused or failed before it used anything cost nothing.
 _UNPRICED = "cost_usd IS NULL AND (http_status < 300 OR input_tokens > 0 OR output_tokens > 0)"
@@ -90,13 +90,11 @@ class Counter:
                     for start in mine:
                         found[start] = self._bucket(cursor, start, view)
 
-            # What is kept needs no second thread.
-            threads = _THREADS if sum((start, view.bucket_seconds) not in self._kept for start in starts) > 8 else 1
-            if threads == 1:
-                work(starts)
+            missing = sum((start, view.bucket_seconds) not in self._kept for start in starts)
+            if missing > _FEW and _CORES > 1:
+                _beside(lambda: work(starts[::2]), lambda: work(starts[1::2]))
             else:
-                with ThreadPoolExecutor(threads, "dashboard") as pool:
-                    list(pool.map(work, [starts[first::threads] for first in range(threads)]))
+                work(starts)
             counted = [found[start] for start in starts]
             self._keep(view, starts, counted, now)
             everything = View(view.since, view.until, view.bucket_seconds)
@@ -133,6 +131,26 @@ class Counter:
                 self._kept.move_to_end((start, view.bucket_seconds))
         while len(self._kept) > _MOST_KEPT:
             self._kept.popitem(last=False)
+
+
+def _beside(one: Callable[[], None], other: Callable[[], None]) -> None:
+    """Do both at once; raises what either raised."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            other()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="dashboard", daemon=True)
+    thread.start()
+    try:
+        one()
+    finally:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _sums(counted: _Counted, view: View) -> Bucket:

@@ -19,9 +19,9 @@ const callerColour = (series) => COLOURS[colours.get(series.name) % COLOURS.leng
 const sectionOf = (name) => document.querySelector(`[data-chart="${name}"]`);
 const charts = {
   spend: new Chart(sectionOf("spend"), { kind: "bars", format: money, sum: (one) => money(sumOf(one)), colour: callerColour, nothing: "Nothing was spent in this view." }),
-  tokens: new Chart(sectionOf("tokens"), { kind: "bars", format: count, axis: (value) => short.format(value), sum: (one) => brief(sumOf(one)), colour: callerColour, nothing: "No tokens were used in this view." }),
-  latency: new Chart(sectionOf("latency"), { kind: "lines", format: duration, axis: (value) => duration(value).replace(/\.0+ /, " "), sum: (one) => duration(last.totals[one.name]), nothing: "Nothing was measured in this view." }),
-  errors: new Chart(sectionOf("errors"), { kind: "bars", format: count, axis: (value) => short.format(value), sum: (one) => count(sumOf(one)), nothing: "No errors in this view." }),
+  tokens: new Chart(sectionOf("tokens"), { kind: "bars", format: count, whole: true, axis: (value) => short.format(value), sum: (one) => brief(sumOf(one)), colour: callerColour, nothing: "No tokens were used in this view." }),
+  latency: new Chart(sectionOf("latency"), { kind: "lines", format: duration, axis: (value) => duration(value).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " "), sum: (one) => duration(last.totals[one.name]), nothing: "Nothing was measured in this view." }),
+  errors: new Chart(sectionOf("errors"), { kind: "bars", format: count, whole: true, axis: (value) => short.format(value), sum: (one) => count(sumOf(one)), nothing: "No errors in this view." }),
 };
 
 /** Fetch the present view. `aloud`: somebody asked for it and wants to hear that it is there. */
