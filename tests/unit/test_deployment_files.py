@@ -172,7 +172,8 @@ def test_docker_compose_understands_the_file() -> None:
 
 
 def test_prometheus_scrapes_the_gateway_with_a_key_from_a_file() -> None:
-    (scrape,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    configuration = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    (scrape,) = configuration["scrape_configs"]
     assert scrape["authorization"] == {"type": "Bearer", "credentials_file": "/run/secrets/admin_key"}
     assert scrape["static_configs"] == [{"targets": ["gateway:8080"]}]
     assert "admin_key" in COMPOSE["services"]["prometheus"]["secrets"]
