@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any
+from urllib.parse import unquote
 
 import psutil
 import yaml
@@ -58,7 +59,8 @@ class Gateway:
     @property
     def database(self) -> Path:
         """The SQLite file of the request log."""
-        return Path(self.env["TAO_INF_REQUEST_LOG"])
+        named = self.env.get("TAO_GATEWAY_DATABASE")
+        return Path(unquote(named.removeprefix("sqlite://")) if named else self.env["TAO_INF_REQUEST_LOG"])
 
     def caller_key(self, name: str) -> str:
         """That caller's API key."""
@@ -139,6 +141,8 @@ class Gateway:
         return found[0]
 
     def _rows(self, where: str, values: Sequence[object]) -> list[dict[str, Any]]:
+        if self.env.get("TAO_GATEWAY_DATABASE", "").startswith("postgresql"):
+            return _rows_of_postgresql(self.env["TAO_GATEWAY_DATABASE"], where.replace("?", "%s"), values)
         if not self.database.exists():
             return []
         with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
@@ -147,6 +151,15 @@ class Gateway:
                 query = f"SELECT * FROM requests WHERE {where} ORDER BY time"
                 return [dict(row) for row in connection.execute(query, values)]
         return []
+
+
+def _rows_of_postgresql(url: str, where: str, values: Sequence[object]) -> list[dict[str, Any]]:
+    import psycopg
+    from psycopg.rows import dict_row
+
+    with psycopg.connect(url, row_factory=dict_row) as connection:
+        query = f"SELECT * FROM requests WHERE {where if where != '1' else 'true'} ORDER BY time"
+        return connection.execute(query.encode(), values).fetchall()
 
 
 @contextlib.contextmanager

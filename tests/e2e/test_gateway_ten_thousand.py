@@ -16,13 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gateway_process import CHAT, MESSAGES, Gateway, serving_gateway
-from raw_http import request
+from raw_http import ask, request
 from smollm2_process import Service, need_model, start_in
 from support import SKILL, run_script
 
@@ -255,7 +255,7 @@ def real_model(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.mark.slow
 def test_ten_thousand_requests_with_faults_and_a_kill_leave_right_rows_and_right_money(
-    tmp_path: Path, real_model: Service
+    tmp_path: Path, real_model: Service, database_url: str
 ) -> None:
     callers = {
         "alpha": ("--team", "red"),
@@ -272,17 +272,29 @@ def test_ten_thousand_requests_with_faults_and_a_kill_leave_right_rows_and_right
             callers=callers,
             services=services,
             arguments=["--workers", "2"],
+            env={"TAO_GATEWAY_DATABASE": database_url},
         ) as gateway:
+            _wait_out_midnight()
             began = time.time()
             clients = asyncio.run(_all_asked(gateway))
             minutes = int(time.time() // 60 - began // 60) + 1
             assert gateway.stop() == 0
             rows = gateway.rows(least=1)
             report = run_script("usage_report", "--by", "caller", "--format", "json", env=gateway.env).document
+            gateway.start()
+            own = ask(gateway.port, request("GET", "/v1/usage", key=gateway.keys["budget"])).json
 
     _rows_equal_requests(clients.seen, rows)
     _money_adds_up(clients.seen, rows, report)
     _limits_held(rows, minutes)
+    _told_its_own(own, rows)
+
+
+def _wait_out_midnight() -> None:
+    """The budget is for a day of UTC: not one that ends in the middle of this."""
+    left = 86_400 - time.time() % 86_400
+    if left < 90:
+        time.sleep(left + 1)
 
 
 async def _all_asked(gateway: Gateway) -> Clients:
@@ -311,8 +323,10 @@ def _rows_equal_requests(seen: list[Seen], rows: list[dict[str, Any]]) -> None:
     known = {one.request_id for one in incomplete if one.request_id}
     unknown = [by_id[request_id] for request_id in extra - known]
     assert len(extra) <= len(incomplete) and len(unknown) <= CLIENTS, unknown[:3]
-    left = [by_id[request_id] for request_id in extra & known if by_id[request_id]["error_type"] is not None]
-    assert {row["error_type"] for row in left} <= {"client_disconnected"}, Counter(row["error_type"] for row in left)
+    words = Counter(by_id[request_id]["error_type"] for request_id in extra & known)
+    assert words["client_disconnected"] > 20
+    # The others had their row already, but not yet the end of their answer, when the gateway was killed.
+    assert words.total() - words["client_disconnected"] <= CLIENTS, words
 
 
 def _money_adds_up(seen: list[Seen], rows: list[dict[str, Any]], report: Any) -> None:
@@ -349,3 +363,13 @@ def _limits_held(rows: list[dict[str, Any]], minutes: int) -> None:
     assert DAILY_BUDGET / 2 < spent <= DAILY_BUDGET and refused["budget_day"] > 10, (spent, refused)
     passed = [row for row in rows if row["caller"] == "minute" and row["http_status"] == 200]
     assert 0 < len(passed) <= PER_MINUTE * minutes and refused["rate_limited_requests"] > 10
+
+
+def _told_its_own(own: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """What the caller is told that it used is what its rows say, each rounded up to a nano-USD, and is still held
+    against its budget by a gateway that has just begun."""
+    mine = [Decimal(row["cost_usd"]) for row in rows if row["caller"] == "budget" and row["cost_usd"]]
+    rounded = sum((cost.quantize(Decimal("1e-9"), ROUND_CEILING) for cost in mine), Decimal(0))
+    assert Decimal(own["today"]["cost_usd"]) == rounded
+    (limit,) = own["limits"]
+    assert Decimal(limit["used"]) == rounded and Decimal(limit["left"]) <= DAILY_BUDGET - rounded
