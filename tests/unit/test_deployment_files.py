@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import shutil
@@ -116,7 +117,10 @@ def test_the_network_policy_lets_nothing_reach_a_nodes_metadata() -> None:
         if "ipBlock" in target
     ]
     assert blocks
-    assert all("169.254.0.0/16" in block["except"] for block in blocks)
+    for address in map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254")):
+        allowing = [block for block in blocks if address in ipaddress.ip_network(block["cidr"])]
+        assert allowing
+        assert all(any(address in ipaddress.ip_network(spared) for spared in block["except"]) for block in allowing)
 
 
 def test_every_secret_is_a_name_in_the_manifests_and_in_the_compose_file() -> None:
