@@ -36,10 +36,11 @@ RUN python3 -m compileall -q /opt/tao-run-inference-service/scripts \
 FROM base AS gateway
 COPY --from=build-gateway /opt/venv /opt/venv
 COPY --from=build-gateway /opt/tao-run-inference-service /opt/tao-run-inference-service
-# The only folder that is written to: rows on their way to the database, and the database itself where it is SQLite.
-ENV XDG_STATE_HOME=/var/lib/gateway \
+# The only folder that is written to: rows on their way to the database, and the database itself where it is SQLite. As the
+# home folder, because that is what runtimes such as Apptainer replace by one that can be written.
+ENV HOME=/var/lib/gateway \
     PATH=/opt/tao-run-inference-service/scripts:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin
-RUN install -d -m 1777 "$XDG_STATE_HOME"
+RUN install -d -m 1777 "$HOME"
 VOLUME /var/lib/gateway
 USER 10001:10001
 EXPOSE 8080

@@ -145,7 +145,7 @@ def _require_protection(entry: ServiceEntry) -> None:
         raise ToolError(
             "token_unprotected",
             f"the token of {entry.job_id} is not sent to {entry.host_url}: without https everybody on the way reads it",
-            "register the service with its https address",
+            "register the service with its https address, or reach it through a forwarded port of this machine",
         )
 
 

@@ -46,7 +46,7 @@ async def respond(gateway: Gateway, scope: Mapping[str, Any], receive: Any, send
         (b"x-content-type-options", b"nosniff"),
         *answer.headers,
     ]
-    if gateway.draining or scope["tao.protocol"].cycle.more_body:
+    if gateway.draining or scope["tao.cycle"].more_body:
         lines.append((b"connection", b"close"))
     if refusal is not None and request.method not in ("GET", "HEAD"):
         _record(gateway, scope, request_id, refusal)

@@ -19,6 +19,8 @@ from inference_service.request_log import bodies
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from inference_service.callers.caller import Caller
     from inference_service.callers.pools import Admission
     from inference_service.gateway.gateway import Gateway
@@ -52,6 +54,7 @@ class Exchange:
         "asked_model",
         "body_bytes",
         "caller",
+        "cycle",
         "early",
         "entered",
         "eventful",
@@ -84,6 +87,7 @@ class Exchange:
         self,
         gateway: Gateway,
         protocol: Protocol,
+        cycle: RequestResponseCycle,
         arrived: float,
         path: str,
         shape: Shape,
@@ -92,6 +96,7 @@ class Exchange:
     ) -> None:
         self.gateway = gateway
         self.protocol = protocol
+        self.cycle = cycle
         self.arrived = arrived
         self.shape = shape
         self.receive = receive
@@ -169,7 +174,7 @@ class Exchange:
         if self.recorded:
             return
         self.row.error_type = (
-            "draining" if self.gateway.draining and not self.protocol.cycle.disconnected else "client_disconnected"
+            "draining" if self.gateway.draining and not self.cycle.disconnected else "client_disconnected"
         )
         # Giving up says nothing about the upstream.
         self.succeeded = None
@@ -190,8 +195,19 @@ class Exchange:
         durable = self.record(now)
         if durable is not None:
             await durable
-        await self.start(status, [content_type, (b"content-length", b"%d" % len(body)), *headers])
-        await self.send({"type": "http.response.body", "body": body})
+        request_id = row.request_id.encode("ascii")
+        lines = b"%b: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nrequest-id: %b\r\n" % (
+            *content_type,
+            len(body),
+            request_id,
+            request_id,
+        )
+        for header in headers:
+            lines += b"%b: %b\r\n" % header
+        if self.gateway.draining:
+            self.cycle.keep_alive = False
+        self.started = True
+        self.protocol.answer(self.cycle, status, lines, body)
         self.gateway.observe(self)
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -242,9 +258,9 @@ class Exchange:
             await self.last_piece(refusals.event(refusal, self.shape, self.row.request_id))
             return
         headers = refusal.headers()
-        if self.protocol.cycle.more_body:
+        if self.cycle.more_body:
             # What the client still sends would be taken for its next request.
-            headers.append((b"connection", b"close"))
+            self.cycle.keep_alive = False
         await self.answer(refusal.status, refusals.body(refusal, self.shape, self.row.request_id), headers)
 
     def record(self, now: float) -> Awaitable[None] | None:

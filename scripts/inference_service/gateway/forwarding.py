@@ -52,7 +52,9 @@ class ClientGone(Exception):
 async def forward(gateway: Gateway, scope: Mapping[str, Any], receive: Receive, send: Send, shape: Shape) -> None:
     """Handle one POST to a model endpoint, to its last byte; whatever happens, one row is left."""
     protocol = scope["tao.protocol"]
-    exchange = Exchange(gateway, protocol, scope["tao.arrived"], scope["path"], shape, receive, send)
+    exchange = Exchange(
+        gateway, protocol, scope["tao.cycle"], scope["tao.arrived"], scope["path"], shape, receive, send
+    )
     live = gateway.live
     live[exchange.row.request_id] = exchange
     try:

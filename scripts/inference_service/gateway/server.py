@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -28,6 +29,8 @@ _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 _LOOK_EVERY_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 5.0
+# Requests leave few cycles behind: the youngest are looked through every 20,000 objects instead of every 700.
+_GARBAGE_THRESHOLDS = (20_000, 20, 20)
 
 
 def listen(host: str, port: int, *, shared: bool) -> socket.socket:
@@ -102,6 +105,10 @@ async def _serve(settings: Settings, sock: socket.socket, announce: Callable[[],
     state = ServerState()
     server = await loop.create_server(lambda: Protocol(config, state, {}, loop), sock=sock, backlog=_BACKLOG)
     tasks = [asyncio.create_task(_lookout(parts, state)), *map(asyncio.create_task, parts.work())]
+    # What is there now stays; looking through it again and again would be for nothing.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
     announce()
     await ending.wait()
     if ends_with is not None:

@@ -1,9 +1,9 @@
 """Rows on disk before the database has them: one append-only file per process, which survives the process's death.
 
 A record is one line, `<CRC-32 as 8 hex digits> <JSON array>`; the first one of a file names the columns. It is written
-by one write() into the page cache, so it is there after `kill -9` at any byte, and only a power cut can take it. A file
-is locked while its process lives, and deleted when all of its rows are in the database; what a dead process left is
-adopted by any other (`leftovers`). Rows are destined for one database, so each database has a folder of its own.
+into a shared map of the file, which costs no system call; it is there after `kill -9` at any byte, and only a power cut
+can take it. A file is locked while its process lives, and deleted when all of its rows are in the database; what a dead
+process left is adopted by any other (`leftovers`). Rows are destined for one database, so each has a folder of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import secrets
 import stat
@@ -43,6 +44,7 @@ class Segment:
 
     path: Path
     descriptor: int
+    map: mmap.mmap
     size: int
     written: int = 0
     moved: int = 0
@@ -69,7 +71,7 @@ class Journal:
     """The journal of this process. Nothing is made before the first row; not for several threads at once, but for
     `leftovers` and `set_aside`."""
 
-    def __init__(self, folder: Path, segment_bytes: int = 8 << 20, most_bytes: int = 1 << 30) -> None:
+    def __init__(self, folder: Path, segment_bytes: int = 4 << 20, most_bytes: int = 1 << 30) -> None:
         self.folder = folder
         self.bytes = 0
         """Of the files that this process has written and that are not moved yet."""
@@ -93,6 +95,9 @@ class Journal:
         """Begin another file with the next row."""
         if self._current is not None:
             self._current.sealed = True
+            self._current.map.close()
+            with suppress(OSError):
+                os.ftruncate(self._current.descriptor, self._current.size)
             self._sealed.append(self._current)
             self._current = None
 
@@ -148,31 +153,33 @@ class Journal:
 
     def _write(self, record: bytes) -> Segment:
         segment = self._current
-        if segment is None or segment.size >= self._segment_bytes:
+        length = len(record)
+        if segment is None or segment.size + length > len(segment.map):
             self.seal()
-            segment = self._opened()
-        written = os.write(segment.descriptor, record)
-        if written != len(record):
-            self._undo(segment)
-            raise OSError(errno.ENOSPC, "No space left on device", str(segment.path))
-        segment.size += written
+            segment = self._opened(length)
+        start = segment.size
+        segment.map[start : start + length] = record
+        segment.size += length
         segment.written += 1
-        self.bytes += written
+        self.bytes += length
         return segment
 
-    def _opened(self) -> Segment:
+    def _opened(self, room: int) -> Segment:
+        """A new file with room for so many bytes at least."""
         if sum(_size(path) for path in self.folder.glob(f"*{_ENDING}")) >= self._most_bytes:
             raise JournalFull(errno.ENOSPC, f"the journal has reached {self._most_bytes:,} bytes", str(self.folder))
         _make_folder(self.folder)
         name = f"{os.getpid()}-{secrets.token_hex(8)}{_ENDING}"
         # It gets its name when it is locked: another process that looked before would take it for a dead one's.
         unnamed = self.folder / f".{name}"
-        descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             header = _record(orjson.dumps({"format": _FORMAT, "columns": COLUMNS}))
-            if os.write(descriptor, header) != len(header):
-                raise OSError(errno.ENOSPC, "No space left on device", str(unnamed))
+            size = max(self._segment_bytes, len(header) + room)
+            _allocate(descriptor, size)
+            mapped = mmap.mmap(descriptor, size)
+            mapped[: len(header)] = header
             self._mine.add(name)
             unnamed.rename(self.folder / name)
         except BaseException:
@@ -182,15 +189,8 @@ class Journal:
             os.close(descriptor)
             raise
         self.bytes += len(header)
-        self._current = Segment(self.folder / name, descriptor, len(header))
+        self._current = Segment(self.folder / name, descriptor, mapped, len(header))
         return self._current
-
-    def _undo(self, segment: Segment) -> None:
-        """Remove half a record, or else write no more into that file."""
-        try:
-            os.ftruncate(segment.descriptor, segment.size)
-        except OSError:
-            self.seal()
 
     def _adopted(self) -> Generator[Path, None, None]:
         for path in sorted(self.folder.glob(f"*{_ENDING}")) if self.folder.is_dir() else ():
@@ -216,8 +216,8 @@ def read(path: Path) -> Contents:
     Raises:
         OSError: it cannot be read.
     """
-    lines = path.read_bytes().split(b"\n")
-    # What follows the last line end was not finished.
+    # What was allocated and not written yet is zeros; what follows the last line end was not finished.
+    lines = path.read_bytes().rstrip(b"\0").split(b"\n")
     del lines[-1]
     columns: Sequence[str] = COLUMNS
     rows: list[Values] = []
@@ -232,6 +232,14 @@ def read(path: Path) -> Contents:
         except (ValueError, TypeError, KeyError):
             damaged.append(line)
     return Contents(rows, damaged)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give the file its bytes on the disk now: a map without them kills who writes to it when the disk is full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    elif os.pwrite(descriptor, bytes(size), 0) != size:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def _record(json: bytes) -> bytes:
