@@ -112,7 +112,7 @@ def test_a_client_that_leaves_while_it_still_sends_leaves_a_row(stack: Stack) ->
 
 
 def test_clients_that_do_not_read_hold_no_memory(stack: Stack) -> None:
-    # Each answer is some 30 MB of events: were they held, it would show.
+    # Each answer is 7 MB and more of events, of which the kernel holds a part: were the rest held here, it would show.
     before = stack.gateway.resident_bytes()
     with contextlib.ExitStack() as opened:
         # Not so small that the window closes for good: reading on would take minutes then.
@@ -124,7 +124,7 @@ def test_clients_that_do_not_read_hold_no_memory(stack: Stack) -> None:
         for _ in range(30):
             grown = max(grown, stack.gateway.resident_bytes() - before)
             time.sleep(0.1)
-        assert grown < 40 * MIB
+        assert grown < 16 * MIB
         # One that goes on reading gets all of it.
         rest = read_until(clients[1], b"message_stop")
         assert b"word54999" in rest
