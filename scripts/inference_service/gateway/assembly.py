@@ -110,6 +110,7 @@ def assemble(settings: Settings) -> Parts:
     )
     reloading = Reloading(gateway, facts)
     gateway.vendor = reloading.vendor
+    gateway.look = reloading.look
     redact = Redactor(os.environ, [settings.admin_key, settings.owner_key, settings.upstream_key])
     closing: list[Any] = [reloading, *([] if kept is None else [kept])]
     if settings.json_log:

@@ -108,7 +108,7 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
         raise Refusal(400, "invalid_request", f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise Refusal(400, "invalid_request", "the body is not a JSON object")
-    route = gateway.routes.resolve(document.get("model"))
+    route = gateway.route_for(document.get("model"))
     price = gateway.price_for(route)
     exchange.routed(route, price)
     exchange.asked_model = str(document["model"])

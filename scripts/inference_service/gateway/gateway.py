@@ -76,6 +76,8 @@ class Gateway:
         self.metrics = metrics
         self.request_seconds = request_seconds
         self.routes: RouteTable
+        # Takes over what has changed in the registry.
+        self.look: Callable[[], None] = lambda: None
         self.prices: PriceTable
         self.live: dict[str, Exchange] = {}
         self.draining = False
@@ -184,6 +186,20 @@ class Gateway:
             raise Refusal(429, error.error_type, str(error), retry_after=error.retry_after) from None
         except LimitsUnavailable as error:
             raise Refusal(503, error.error_type, str(error), retry_after=error.retry_after) from None
+
+    def route_for(self, model: object) -> Route:
+        """Where requests for this `model` go; a service that was started a moment ago is looked for in the registry.
+
+        Raises:
+            Refusal: as `RouteTable.resolve`.
+        """
+        try:
+            return self.routes.resolve(model)
+        except Refusal as refusal:
+            if refusal.status != 404:
+                raise
+        self.look()
+        return self.routes.resolve(model)
 
     def price_for(self, route: Route) -> ModelPrice | None:
         """What its tokens cost now; None for a service of our own and for a model without a price."""

@@ -116,7 +116,7 @@ async def forward(exchange: Exchange, caller: Caller) -> None:
     body = _LongBody(exchange, length)
     try:
         await body.until("model")
-        route = gateway.routes.resolve(body.scan.values.get("model"))
+        route = gateway.route_for(body.scan.values.get("model"))
         exchange.routed(route, gateway.price_for(route))
         exchange.asked_model = str(body.scan.values["model"])
         forwarding.permit(exchange, caller, route)
