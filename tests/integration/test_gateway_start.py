@@ -14,7 +14,9 @@ from typing import Any
 
 import openai
 import pytest
+import requests
 from doubles.anthropic_api import AnthropicApi
+from doubles.openai_service import OpenAIService
 from gateway_process import CHAT, LIVENESS, MESSAGES, READINESS, serving_gateway
 from gateway_stack import CLAUDE, SERVICE, THINKER, gateway_stack
 from raw_http import Answer, ask, request
@@ -121,3 +123,15 @@ def test_without_a_vendors_key_the_services_are_served(tmp_path: Path) -> None:
         body = {"model": CLAUDE, "messages": [{"role": "user", "content": "Hi"}]}
         answer = ask(gateway.port, request("POST", CHAT, key=gateway.keys["app"], body=body))
         assert answer.status == 404 and answer.json["error"]["code"] == "unknown_model"
+
+
+def test_a_vendor_that_cannot_be_reached_does_not_keep_the_services_from_being_served(tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    with (
+        OpenAIService("service-1") as service,
+        serving_gateway(
+            tmp_path, upstream_url=nowhere, upstream_key="sk-ant-none", services={"service-1": service.url}
+        ) as gateway,
+    ):
+        eventually(lambda: requests.get(gateway.url + READINESS, timeout=10).status_code == 200, 10)
+        assert "cannot be asked for its models" in gateway.log

@@ -266,7 +266,9 @@ class Gateway:
             return "server_initializing", self.recorder.refusing
         if not self.callers_known and not self.settings.no_auth:
             return "server_initializing", "the callers could not be read from the database yet"
-        return self.vendor.problem if self.vendor is not None else None
+        if self.vendor is None or self.vendor.keeps_waiting():
+            return None
+        return self.vendor.problem
 
     def gauges(self) -> Gauges:
         """What is true of this process at this moment."""

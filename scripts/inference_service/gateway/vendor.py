@@ -41,6 +41,7 @@ class Vendor:
         # What the vendor says of each model, by its id.
         self.models: Mapping[str, Mapping[str, Any]] = {}
         self.problem: tuple[str, str] | None = (INITIALIZING, f"{upstream.name} has not been asked yet")
+        self.asked = False
         self._model = model
         self._changed = changed
 
@@ -49,6 +50,7 @@ class Vendor:
         retry = _FIRST_RETRY_SECONDS
         while True:
             answered = await self._ask()
+            self.asked = True
             await asyncio.sleep(_EVERY_SECONDS if answered else retry)
             retry = _FIRST_RETRY_SECONDS if answered else min(2 * retry, _LONGEST_RETRY_SECONDS)
 
@@ -89,9 +91,17 @@ class Vendor:
             b"GET", target, self.upstream.headers_with(_VERSION), b"", timeout=_TIMEOUT_SECONDS
         )
         try:
-            return response.status, await response.read(_LONGEST_LIST)
+            body = await response.read(_LONGEST_LIST)
         finally:
             response.close()
+        if response.status != 200:
+            # Whoever answered may be the wrong one behind a name that leads elsewhere by now: look it up again.
+            self.upstream.pool.drop_idle()
+        return response.status, body
+
+    def keeps_waiting(self) -> bool:
+        """Whether it was asked in vain, and no model of it must exist: what else there is can be served meanwhile."""
+        return self.asked and not self._model and self.problem is not None and self.problem[0] == INITIALIZING
 
     def _not_answered(self, why: str) -> None:
         # Once it has answered, a short outage of the list says nothing about the models themselves.

@@ -137,12 +137,16 @@ class Pool:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for connection in tuple(self._idle):
-            connection.drop()
+        self.drop_idle()
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(self._refusal())
         self._waiters.clear()
+
+    def drop_idle(self) -> None:
+        """Close the connections that nobody uses; the next request makes a new one."""
+        for connection in tuple(self._idle):
+            connection.drop()
 
     # ---- what a connection tells
 
