@@ -23,8 +23,6 @@ from brev_instances import Chosen
 from inference_service import docker_container, output, paths, secrets
 from inference_service.contracts import (
     JOB_ID_LABEL,
-    MODEL_PATH_LABEL,
-    NETWORK_ARCH_LABEL,
     STOP_AFTER_LABEL,
     Check,
     LaunchSpec,
@@ -35,7 +33,7 @@ from inference_service.contracts import (
     StartedService,
     State,
 )
-from inference_service.docker_inspection import is_ours, num_gpus, published, status_of, utc_seconds
+from inference_service.docker_inspection import discovered, is_ours, published, status_of
 from inference_service.errors import BadInput, DecisionNeeded, PortTaken, ToolError
 from inference_service.interruption import held_back
 
@@ -262,26 +260,7 @@ def _instance_fields(chosen: Chosen) -> dict[str, Any]:
 def _discovered(attributes: Mapping[str, Any], instance: cli.Instance) -> StartedService:
     import brev_reaching
 
-    labels = attributes["Config"]["Labels"]
-    job_id = labels[JOB_ID_LABEL]
-    port, published_to, container_port = published(attributes)
+    job_id = attributes["Config"]["Labels"][JOB_ID_LABEL]
+    port, published_to, _ = published(attributes)
     url, way = brev_reaching.adopted(job_id, instance.name, port, published_to) if port else ("", {})
-    return StartedService(
-        job_id=job_id,
-        network_arch=labels.get(NETWORK_ARCH_LABEL, ""),
-        platform=PLATFORM,
-        host_url=url,
-        image=attributes["Config"]["Image"],
-        model_path=labels.get(MODEL_PATH_LABEL, ""),
-        num_gpus=num_gpus(attributes),
-        host_port=port,
-        docker_url=f"http://{job_id}:{container_port}" if container_port else None,
-        started_at=utc_seconds(attributes["State"]["StartedAt"]),
-        stop_after=labels.get(STOP_AFTER_LABEL),
-        extras={
-            **_instance_fields(Chosen(instance)),
-            "container_id": attributes["Id"],
-            "docker_network": attributes["HostConfig"]["NetworkMode"],
-            **way,
-        },
-    )
+    return discovered(attributes, PLATFORM, url, {**_instance_fields(Chosen(instance)), **way})

@@ -6,7 +6,15 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from inference_service.contracts import JOB_ID_LABEL, PlatformStatus, State
+from inference_service.contracts import (
+    JOB_ID_LABEL,
+    MODEL_PATH_LABEL,
+    NETWORK_ARCH_LABEL,
+    STOP_AFTER_LABEL,
+    PlatformStatus,
+    StartedService,
+    State,
+)
 
 RUNNING_STATES = ("running", "restarting", "paused")
 
@@ -38,6 +46,33 @@ def is_ours(attributes: Mapping[str, Any], job_id: str) -> bool:
         return False
     label = (attributes["Config"].get("Labels") or {}).get(JOB_ID_LABEL)
     return label == job_id if label is not None else _is_uuid(job_id)
+
+
+def discovered(
+    attributes: Mapping[str, Any], platform: str, host_url: str, extras: Mapping[str, Any]
+) -> StartedService:
+    """The service in an inspected container that carries our labels; where it answers, and further fields, are said."""
+    labels = attributes["Config"]["Labels"]
+    job_id = labels[JOB_ID_LABEL]
+    port, _, container_port = published(attributes)
+    return StartedService(
+        job_id=job_id,
+        network_arch=labels.get(NETWORK_ARCH_LABEL, ""),
+        platform=platform,
+        host_url=host_url,
+        image=attributes["Config"]["Image"],
+        model_path=labels.get(MODEL_PATH_LABEL, ""),
+        num_gpus=num_gpus(attributes),
+        host_port=port,
+        docker_url=f"http://{job_id}:{container_port}" if container_port else None,
+        started_at=utc_seconds(attributes["State"]["StartedAt"]),
+        stop_after=labels.get(STOP_AFTER_LABEL),
+        extras={
+            "container_id": attributes["Id"],
+            "docker_network": attributes["HostConfig"]["NetworkMode"],
+            **extras,
+        },
+    )
 
 
 def num_gpus(attributes: Mapping[str, Any]) -> int:

@@ -7,11 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
-from postgresql_server import PostgresqlServer, postgresql_server
+from postgresql_server import PostgresqlServer
 from support import SCRIPTS, eventually
 
 from inference_service import sql
@@ -62,18 +61,9 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgresqlServer]:
-    with postgresql_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return sql.sqlite_url(tmp_path / "callers.db")
-    server: PostgresqlServer = request.getfixturevalue("postgresql")
-    return server.new_database()
+@pytest.fixture
+def url(database_url: str) -> str:
+    return database_url
 
 
 def start(url: str, estimate: int = 0, cost: int = 0, processes: int = PROCESSES) -> list[subprocess.Popen[str]]:

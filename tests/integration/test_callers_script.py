@@ -7,11 +7,9 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgresql_server import PostgresqlServer, postgresql_server
 from support import SCRIPTS, Result, check_output, run_script
 
 from inference_service import sql
@@ -19,18 +17,9 @@ from inference_service.callers import directory, keys
 from inference_service.callers.caller import Caller
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgresqlServer]:
-    with postgresql_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return sql.sqlite_url(tmp_path / "callers.db")
-    server: PostgresqlServer = request.getfixturevalue("postgresql")
-    return server.new_database()
+@pytest.fixture
+def url(database_url: str) -> str:
+    return database_url
 
 
 def callers(url: str, *arguments: str, expect: int | None = 0) -> Result:

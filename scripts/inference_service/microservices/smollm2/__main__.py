@@ -6,40 +6,20 @@ The HTTP server answers at once; the model loads behind it. SIGTERM or Ctrl-C en
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
 import sys
 import threading
-from typing import Any
 
+from inference_service.microservices import command_line
 from inference_service.microservices.smollm2.server import application
 from inference_service.microservices.smollm2.service import Service, log
 
 
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("not a JSON object")
-    return value
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line of the TAO microservices, and where to listen."""
-    parser = argparse.ArgumentParser(
-        prog="smollm2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--job", type=_object, required=True, metavar="JSON", help="job_id and specs.model_path")
-    parser.add_argument(
-        "--docker_env_vars", type=_object, default={}, metavar="JSON", help="variables to set (texts by name)"
-    )
-    host, port = os.environ.get("TAO_INF_MS_HOST", "127.0.0.1"), os.environ.get("TAO_INF_MS_PORT", "8080")
-    parser.add_argument("--host", default=host, help="address to listen on (TAO_INF_MS_HOST, else 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=port, help="port to listen on (TAO_INF_MS_PORT, else 8080)")
+    parser = command_line.parser("smollm2", __doc__ or "")
     parser.add_argument(
         "--idle_timeout_minutes", type=float, default=30, help="reported by liveness; nothing is deleted"
     )
@@ -52,11 +32,8 @@ def main() -> int:
     # Every arch's inner command starts with `umask 0`, but what this service keeps is nobody else's to write.
     os.umask(0o022)
     arguments = parser().parse_args()
-    os.environ.update({name: str(value) for name, value in arguments.docker_env_vars.items()})
-    job_id = str(arguments.job.get("job_id") or os.environ.get("TAO_API_JOB_ID", ""))
-    specs = arguments.job.get("specs")
-    model_path = str(specs.get("model_path", "")) if isinstance(specs, dict) else ""
-    service = Service(job_id, model_path, arguments.idle_timeout_minutes, not arguments.disable_auto_deletion)
+    job = command_line.taken(arguments)
+    service = Service(job.job_id, job.model_path, arguments.idle_timeout_minutes, not arguments.disable_auto_deletion)
 
     from werkzeug.serving import make_server
 
@@ -69,7 +46,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    log(f"listening on http://{arguments.host}:{arguments.port} as {job_id or 'no job'}")
+    log(f"listening on http://{arguments.host}:{arguments.port} as {job.job_id or 'no job'}")
     threading.Thread(target=service.load, daemon=True).start()
     server.serve_forever(poll_interval=0.05)
     log("ended")
