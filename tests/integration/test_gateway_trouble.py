@@ -95,6 +95,7 @@ def test_who_always_leaves_before_the_answer_does_not_evade_a_budget(stack: Stac
         if not seen(stack, CLAUDE, name):
             break
         eventually(lambda name=name: seen(stack, CLAUDE, name)[0].aborted, timeout=5)  # type: ignore[misc]
+    stack.gateway.rows("caller = 'thrifty' AND error_type = 'budget_day'", least=1)
     rows = stack.gateway.rows("caller = 'thrifty'", least=2)
     assert rows[-1]["error_type"] == "budget_day", rows
     assert all(Decimal(row["cost_usd"]) > Decimal("0.008") for row in rows[:-1])
