@@ -44,9 +44,7 @@ def parser() -> output.ArgumentParser:
     for command in (add, limits):
         _add_limits(command)
     for command in (add, limits, rotate, *others):
-        command.add_argument(
-            "--database", metavar="URL", help="sqlite:///FILE or postgresql://… without a password (see above)"
-        )
+        command.add_argument("--database", metavar="URL", help="sqlite:///FILE or postgresql://… without a password")
         if command is not others[0]:
             command.add_argument("name", metavar="NAME", help="the caller's name")
     return top
@@ -58,7 +56,10 @@ _ROTATE = "Give a caller a new key, which is shown this once and stored nowhere.
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("limits", "none: without that limit")
+    group = command.add_argument_group(
+        "limits",
+        "none: without that limit. Dollars count what has a price (TAO_INF_PRICING): what has none costs no budget",
+    )
     group.add_argument("--requests-per-minute", metavar="N")
     group.add_argument("--tokens-per-minute", metavar="N", help="what goes in and what may come out")
     group.add_argument("--usd-per-day", metavar="X")

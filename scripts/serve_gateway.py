@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Serve Claude and every running service behind one address: OpenAI's and Anthropic's API, keys, limits, costs.
 
-Prints one JSON line with its `url` when it serves, and runs until Ctrl-C or TERM. With ANTHROPIC_API_KEY set it serves
-Claude; services are taken from the registry, those started later too. Callers' keys are made by callers.py; the
-dashboard (/dashboard) and /metrics want the key in TAO_GATEWAY_ADMIN_KEY, or one made by callers.py add --admin. Every
-request leaves a row in the database: usage_report.py. PostgreSQL (TAO_GATEWAY_DATABASE=postgresql://…) is for several
-gateways that share keys, limits and budgets.
+Prints one JSON line with its `url`, and with what either vendor's SDK wants as base URL, once it serves; runs until
+Ctrl-C or TERM. With ANTHROPIC_API_KEY set it serves Claude; services are taken from the registry, those started later
+too. Callers' keys are made by callers.py; the dashboard (/dashboard) and /metrics want the key in
+TAO_GATEWAY_ADMIN_KEY, or one made by callers.py add --admin. Every request leaves a row in the database:
+usage_report.py. PostgreSQL (TAO_GATEWAY_DATABASE=postgresql://…) is for several gateways that share keys, limits and
+budgets.
 """
 
 from __future__ import annotations
@@ -61,7 +62,15 @@ def main(arguments: argparse.Namespace) -> None:
             drain_seconds=arguments.drain,
             database=arguments.database or found.database,
         ),
-        lambda url, port: output.print_line({"url": url, "port": port, "pid": os.getpid()}),
+        lambda url, port: output.print_line(
+            {
+                "url": url,
+                "openai_base_url": f"{url}/v1",
+                "anthropic_base_url": url,
+                "port": port,
+                "pid": os.getpid(),
+            }
+        ),
     )
     if status:
         raise ToolError("worker_failed", "a worker process could not serve", "see the lines above on standard error")

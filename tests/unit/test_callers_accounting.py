@@ -34,7 +34,9 @@ T = TypeVar("T")
 START = 1_796_083_170.0
 HOLDERS = 3
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="callers-accounting-"))
+# Removed when the process ends.
+_KEPT = tempfile.TemporaryDirectory(prefix="callers-accounting-")
+_FOLDER = Path(_KEPT.name)
 
 
 class FlakyDatabase(sql.Database):

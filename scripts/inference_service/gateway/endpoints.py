@@ -15,6 +15,7 @@ from inference_service import paths
 from inference_service.errors import ToolError
 from inference_service.gateway import refusals
 from inference_service.gateway.answers import Answer, Request
+from inference_service.gateway.credentials import key_of
 from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
 from inference_service.gateway.upstreams import COUNT_PATH, PATHS
 from inference_service.request_log.rows import RequestRow
@@ -61,7 +62,10 @@ async def _answer(gateway: Gateway, request: Request) -> Answer:
     if endpoint is None:
         if request.path in _POST_ONLY:
             raise Refusal(405, "invalid_request", f"{request.path} takes POST")
-        raise Refusal(404, "unknown_endpoint", "there is no such endpoint; GET /openapi.json lists what there is")
+        hint = f"do you mean /v1{request.path}? " if f"/v1{request.path}" in _POST_ONLY | _ENDPOINTS.keys() else ""
+        raise Refusal(
+            404, "unknown_endpoint", f"there is no such endpoint; {hint}GET /openapi.json lists what there is"
+        )
     if request.method not in ("GET", "HEAD"):
         raise Refusal(405, "invalid_request", f"{request.path} takes GET")
     return await endpoint(gateway, request)
@@ -82,6 +86,10 @@ def _record(gateway: Gateway, scope: Mapping[str, Any], request_id: str, refusal
         priced_by="not_sent",
         gateway=gateway.name,
     )
+    key = key_of(dict(scope["headers"]))
+    caller = gateway.accounts.authenticate(key) if key is not None else None
+    if caller is not None:
+        row.caller, row.caller_id, row.team, row.project = caller.name, caller.id, caller.team, caller.project
     gateway.recorder.record(row)
     gateway.metrics.observe(row)
 
@@ -211,8 +219,6 @@ async def _caller(gateway: Gateway, request: Request) -> Caller:
 
 
 def _require_admin(gateway: Gateway, request: Request) -> None:
-    from inference_service.gateway.gateway import key_of
-
     key = key_of(request.headers)
     if key is not None:
         expected = gateway.admin_digest

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from inference_service.callers.caller import Caller
 from inference_service.callers.refusals import LimitExceeded, LimitsUnavailable
 from inference_service.gateway import endpoints
+from inference_service.gateway.credentials import key_of
 from inference_service.gateway.exchange import Exchange, Receive, Send
 from inference_service.gateway.forwarding import forward
 from inference_service.gateway.metrics_snapshot import Gauges
@@ -306,14 +307,6 @@ class Gateway:
             }
             for request_id, exchange in self.live.items()
         ]
-
-
-def key_of(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The API key of a request: `Authorization: Bearer KEY`, or `x-api-key: KEY`."""
-    authorization = headers.get(b"authorization")
-    if authorization is not None:
-        return authorization[7:].strip() if authorization[:7].lower() == b"bearer " else None
-    return headers.get(b"x-api-key")
 
 
 def _digest(key: str) -> bytes | None:

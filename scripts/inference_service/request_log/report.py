@@ -58,6 +58,10 @@ _COUNTS = {
     "unpriced": "COUNT(*) FILTER (WHERE cost_usd IS NULL)",
 }
 _PERCENTILES = {"latency_p50_seconds": 50, "latency_p95_seconds": 95, "latency_p99_seconds": 99}
+# What was refused, or failed at the vendor's, cost nothing for certain; but a sum of that alone would read as "free"
+# beside requests whose cost is not known.
+_SERVED_COST = "CASE WHEN priced_by IN ('not_sent', 'failed') THEN NULL ELSE cost_usd END"
+
 MEASURES = (*_COUNTS, "cost_usd", *_PERCENTILES)
 """What is said of each group and of all requests."""
 
@@ -190,7 +194,7 @@ def _measured(
     where, values = ("time >= :since", {"since": since}) if since else ("TRUE", {})
     grouping = f"GROUP BY {', '.join(keys.values())}" if keys else ""
     percentiles = of.nearest_ranks("total_seconds", list(_PERCENTILES.values()))
-    expressions = {**keys, **_COUNTS, "cost_usd": of.decimal_sum("cost_usd"), "percentiles": percentiles}
+    expressions = {**keys, **_COUNTS, "cost_usd": of.decimal_sum(_SERVED_COST), "percentiles": percentiles}
     selected = ", ".join(f"{expression} AS {name}" for name, expression in expressions.items())
     cursor.execute(f"SELECT {selected} FROM {source} WHERE {where} {grouping}", values)  # noqa: S608
     return [_as_group(found) for found in cursor.documents()]
