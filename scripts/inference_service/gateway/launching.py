@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import resource
 import sys
 import tempfile
@@ -58,7 +57,7 @@ def _allow_many_connections() -> None:
 
 def _log_to_standard_error() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s gateway[{os.getpid()}] %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s gateway[%(process)d] %(levelname)s %(message)s"))
     log = logging.getLogger("gateway")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
