@@ -208,7 +208,8 @@ async def _relay_error(exchange: Exchange, route: Route, response: Response) -> 
         raise Refusal(502, row.error_type, f"{route.upstream.name} does not accept the gateway's credential")
     retry_after = response.header(b"retry-after")
     headers = [(b"retry-after", retry_after)] if retry_after and retry_after.isdigit() else []
-    if route.shape != exchange.shape:
+    if route.shape != exchange.shape or not body.lstrip().startswith(b"{"):
+        # A proxy's page of HTML is an error of neither format.
         status, body = converting.error(response.status, body, exchange)
     else:
         status = response.status
