@@ -1,4 +1,4 @@
-"""What stands between the gateway and an upstream answers in its own way: its page becomes an error of the API asked."""
+"""What stands between the gateway and an upstream has pages of its own: they become errors of the API that was asked."""
 
 from __future__ import annotations
 
