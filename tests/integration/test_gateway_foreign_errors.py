@@ -1,4 +1,4 @@
-"""What stands between the gateway and an upstream has pages of its own: they become errors of the API that was asked."""
+"""What stands between the gateway and an upstream has pages of its own: they become errors of the API asked."""
 
 from __future__ import annotations
 
