@@ -19,8 +19,10 @@ from doubles import anthropic_api
 from gateway_cluster import MODEL, GatewayCluster, gateway_cluster
 from kubernetes_engine import MODEL as SMOLLM2_MODEL
 from kubernetes_engine import is_local
+from requests.adapters import HTTPAdapter
 from steady_load import Load, steady_load
 from support import eventually, run_script
+from urllib3.util import Retry
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.xdist_group("kubernetes-gateway")]
 
@@ -140,13 +142,16 @@ def test_a_budget_holds_across_both_replicas(cluster: GatewayCluster) -> None:
 
     def spend() -> None:
         for _ in range(150):
-            # A new connection each time, and with it either of the replicas.
-            answer = requests.post(
-                f"{cluster.url}/v1/messages",
-                json=body,
-                headers={"x-api-key": key, "anthropic-version": "2023-06-01"},
-                timeout=30,
-            )
+            # A new connection each time, and with it either of the replicas. One that was killed by the test before this
+            # may not be back yet: who cannot connect has asked nothing, and tries again.
+            with requests.Session() as session:
+                session.mount("http://", HTTPAdapter(max_retries=Retry(total=8, connect=8, read=0, backoff_factor=0.1)))
+                answer = session.post(
+                    f"{cluster.url}/v1/messages",
+                    json=body,
+                    headers={"x-api-key": key, "anthropic-version": "2023-06-01"},
+                    timeout=30,
+                )
             statuses.append(answer.status_code)
             if answer.status_code == 429:
                 told.update(answer.json())
