@@ -142,8 +142,8 @@ def test_a_budget_holds_across_both_replicas(cluster: GatewayCluster) -> None:
 
     def spend() -> None:
         for _ in range(150):
-            # A new connection each time, and with it either of the replicas. One that the test before this killed may not
-            # be back yet: who cannot connect has asked nothing, and tries again.
+            # A new connection each time, and with it either of the replicas. One that was just killed may not be back
+            # yet: who cannot connect has asked nothing, and tries again.
             with requests.Session() as session:
                 session.mount("http://", HTTPAdapter(max_retries=Retry(total=8, connect=8, read=0, backoff_factor=0.1)))
                 answer = session.post(
