@@ -164,7 +164,8 @@ def test_more_rows_than_memory_may_hold_are_moved_from_the_file(
             await until(lambda: journal.bytes > 0)
             for row in numbered(700):
                 assert recorder.record(row) is None
-            assert recorder.waiting <= 160
+            # As many as are remembered, once in the queue and once in the thread's hands, and the first ones.
+            assert recorder.waiting <= 250
         await until(lambda: not files(journal) and not recorder.waiting)
         await recorder.close()
 
@@ -486,7 +487,7 @@ def test_rows_wait_in_memory_for_a_full_disk(
     small_disk: Path, database_url: str, settling: sql.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorders, "NOT_WRITTEN_ROWS", 300)
-    journal = Journal(small_disk / "journal")
+    journal = Journal(small_disk / "journal", segment_bytes=16 << 10)
     ballast = small_disk / "ballast"
 
     async def work() -> None:
@@ -508,7 +509,8 @@ def test_rows_wait_in_memory_for_a_full_disk(
             assert "No space left" in (reason() or "")
             ballast.unlink()
             await until(lambda: recorder.refusing is None)
-            assert len(read(files(journal)[0]).rows) == 501, "written as soon as there is room"
+            written = sum(len(read(file).rows) for file in files(journal))
+            assert written == 501, "written as soon as there is room"
         await until(lambda: not recorder.waiting)
         await recorder.close()
 

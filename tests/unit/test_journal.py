@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -224,6 +225,22 @@ def test_a_file_takes_its_room_when_it_is_made_and_gives_back_what_it_did_not_us
     assert segment.path.stat().st_blocks * 512 >= 100_000, "a full disk would be noticed too late"
     journal.seal()
     assert segment.path.stat().st_size == segment.size < 100_000
+    assert len(read(segment.path).rows) == 1
+
+
+def test_a_disk_that_has_no_room_for_a_whole_file_gets_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = os.posix_fallocate
+
+    def nearly_full(descriptor: int, offset: int, size: int) -> None:
+        if size > 100_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", nearly_full)
+    segment = Journal(tmp_path).append(values_of(ROW))
+    assert segment.path.stat().st_size < 100_000
     assert len(read(segment.path).rows) == 1
 
 

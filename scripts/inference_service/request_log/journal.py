@@ -31,6 +31,7 @@ from inference_service.request_log.stored_rows import COLUMNS, Values, arranged
 _ENDING = ".jsonl"
 _FORMAT = 1
 _UNNAMED_SECONDS = 60
+_SMALL_SEGMENT = 64 << 10
 
 
 class JournalFull(OSError):
@@ -176,8 +177,7 @@ class Journal:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             header = _record(orjson.dumps({"format": _FORMAT, "columns": COLUMNS}))
-            size = max(self._segment_bytes, len(header) + room)
-            _allocate(descriptor, size)
+            size = _allocated(descriptor, len(header) + room, self._segment_bytes)
             mapped = mmap.mmap(descriptor, size)
             mapped[: len(header)] = header
             self._mine.add(name)
@@ -232,6 +232,21 @@ def read(path: Path) -> Contents:
         except (ValueError, TypeError, KeyError):
             damaged.append(line)
     return Contents(rows, damaged)
+
+
+def _allocated(descriptor: int, least: int, most: int) -> int:
+    """Give the file `most` bytes on the disk, or what a disk that is nearly full has room for; how many it has.
+
+    Raises:
+        OSError: there is no room for `least`.
+    """
+    for size in (most, min(most, _SMALL_SEGMENT)):
+        if size >= least:
+            with suppress(OSError):
+                _allocate(descriptor, size)
+                return size
+    _allocate(descriptor, least)
+    return least
 
 
 def _allocate(descriptor: int, size: int) -> None:
