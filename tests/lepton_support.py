@@ -28,6 +28,10 @@ def workspace(monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any) ->
     """A workspace that this process's environment, and so every script, uses."""
     there = importlib.util.find_spec("leptonai") is not None
     need_engine("lepton", there, "the package leptonai is not installed")
+    from leptonai.api.v2.client import reset_new_deployment_api_flag_cache
+
+    # The client remembers what a workspace can do by its address, and the port may have been another test's.
+    reset_new_deployment_api_flag_cache()
     with LeptonApi(**settings) as lepton:
         use(lepton, monkeypatch, folder)
         yield lepton
