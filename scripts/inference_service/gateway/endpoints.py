@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
-from time import perf_counter, time
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,8 +17,7 @@ from inference_service.gateway import refusals
 from inference_service.gateway.answers import Answer, Request
 from inference_service.gateway.credentials import key_of
 from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
-from inference_service.gateway.upstreams import COUNT_PATH, PATHS
-from inference_service.request_log.rows import RequestRow
+from inference_service.gateway.upstreams import MODEL_PATHS
 
 if TYPE_CHECKING:
     from inference_service.callers.caller import Caller
@@ -60,9 +59,11 @@ async def _answer(gateway: Gateway, request: Request) -> Answer:
     if endpoint is None and request.path.startswith("/v1/models/"):
         endpoint = _model
     if endpoint is None:
-        if request.path in _POST_ONLY:
+        if request.path in MODEL_PATHS:
             raise Refusal(405, "invalid_request", f"{request.path} takes POST")
-        hint = f"do you mean /v1{request.path}? " if f"/v1{request.path}" in _POST_ONLY | _ENDPOINTS.keys() else ""
+        hint = (
+            f"do you mean /v1{request.path}? " if f"/v1{request.path}" in MODEL_PATHS.keys() | _ENDPOINTS.keys() else ""
+        )
         raise Refusal(
             404, "unknown_endpoint", f"there is no such endpoint; {hint}GET /openapi.json lists what there is"
         )
@@ -72,26 +73,15 @@ async def _answer(gateway: Gateway, request: Request) -> Answer:
 
 
 def _record(gateway: Gateway, scope: Mapping[str, Any], request_id: str, refusal: Refusal) -> None:
-    elapsed = perf_counter() - scope["tao.arrived"]
-    row = RequestRow(
-        request_id=request_id,
-        time=time() - elapsed,
-        # An address that we do not have is the client's text: it may hold a key, and would be a line in reports.
-        route=scope["path"] if scope["path"] in _ENDPOINTS or scope["path"] in _POST_ONLY else "other",
-        http_status=refusal.status,
-        error_type=refusal.type,
-        total_seconds=elapsed,
-        overhead_seconds=elapsed,
-        cost_usd=gateway.zero,
-        priced_by="not_sent",
-        gateway=gateway.name,
-    )
+    # An address that we do not have is the client's text: it may hold a key, and would be a line in reports.
+    route = scope["path"] if scope["path"] in _ENDPOINTS or scope["path"] in MODEL_PATHS else "other"
+    row = gateway.refused_row(request_id, scope["tao.arrived"], route, refusal.status, refusal.type)
+    row.overhead_seconds = row.total_seconds
     key = key_of(dict(scope["headers"]))
     caller = gateway.accounts.authenticate(key) if key is not None else None
     if caller is not None:
         row.caller, row.caller_id, row.team, row.project = caller.name, caller.id, caller.team, caller.project
-    gateway.recorder.record(row)
-    gateway.metrics.observe(row)
+    gateway.leave(row)
 
 
 async def _liveness(gateway: Gateway, request: Request) -> Answer:
@@ -246,4 +236,3 @@ _ENDPOINTS: Mapping[str, Endpoint] = {
     "/dashboard/data": _dashboard_data,
     "/openapi.json": _openapi,
 }
-_POST_ONLY = frozenset((*(path.decode() for path in PATHS.values()), COUNT_PATH.decode()))

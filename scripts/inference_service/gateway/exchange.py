@@ -39,7 +39,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
-_NOT_SENT = "not_sent"
+NOT_SENT = "not_sent"
 _FAILED = "failed"
 _FREE = "free"
 
@@ -157,11 +157,6 @@ class Exchange:
         route = self.route
         if route is not None and route.meter is not None and self.metered is None:
             self.metered = route.meter.begin()
-
-    def reading(self, reader: StreamReader, body_bytes: int) -> None:
-        """A stream has begun; `reader` knows at any moment what was produced of it."""
-        self.reader = reader
-        self.body_bytes = body_bytes
 
     def leave(self) -> None:
         """Give back the place at the upstream."""
@@ -294,7 +289,7 @@ class Exchange:
                 spent = None
             self.admission.settle(tokens, spent)
             self.admission = None
-        return self.gateway.record(self)
+        return self.gateway.recorder.record(row)
 
     @staticmethod
     def _keep(kept: bytearray, body: bytes) -> None:
@@ -323,7 +318,7 @@ class Exchange:
             row.priced_by = route.meter.priced_by
             self.metered = None
         elif not self.sent_upstream:
-            row.cost_usd, row.priced_by = self.gateway.zero, _NOT_SENT
+            row.cost_usd, row.priced_by = self.gateway.zero, NOT_SENT
         elif self.free:
             row.cost_usd, row.priced_by = self.gateway.zero, _FREE
         elif usage is None and row.http_status is not None and row.http_status >= 400 and route and not route.job_id:

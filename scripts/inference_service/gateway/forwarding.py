@@ -89,8 +89,8 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
     row.project = caller.project
     if tags.HEADER in headers:
         row.tags = tags.parse(headers[tags.HEADER])
-    if gateway.refusing is not None:
-        raise Refusal(503, "log_unavailable", gateway.refusing, retry_after=5)
+    if gateway.recorder.refusing is not None:
+        raise Refusal(503, "log_unavailable", gateway.recorder.refusing, retry_after=5)
     if b"content-encoding" in headers:
         raise Refusal(415, "invalid_request", "the body is compressed; send it as it is", param="Content-Encoding")
     body = await _short_body(exchange, headers.get(b"content-length"))
@@ -132,9 +132,7 @@ async def _handle(gateway: Gateway, exchange: Exchange, scope: Mapping[str, Any]
     exchange.body_bytes = len(outgoing)
     response = await _send_with_retries(gateway, exchange, route, outgoing, route.upstream.target)
     try:
-        await relaying.relay(
-            exchange, route, response, streaming=streaming, include_usage=include_usage, body_bytes=len(outgoing)
-        )
+        await relaying.relay(exchange, route, response, streaming=streaming, include_usage=include_usage)
     except UpstreamError as error:
         raise refusal_of(error, route) from error
     finally:
@@ -156,7 +154,7 @@ async def _count_tokens(
     body = orjson.dumps(document)
     response = await _send_with_retries(gateway, exchange, route, body, route.upstream.target_for(COUNT_PATH))
     try:
-        await relaying.relay(exchange, route, response, streaming=False, include_usage=True, body_bytes=len(body))
+        await relaying.relay(exchange, route, response, streaming=False, include_usage=True)
     except UpstreamError as error:
         raise refusal_of(error, route) from error
     finally:
@@ -229,8 +227,6 @@ def _prepare(
             exchange.translated.pop("stream_options", None)
             exchange.translated["stream"] = False
         return include_usage, converting.most_output(exchange.translated)
-    if route.rename is not None:
-        document["model"] = route.rename
     return include_usage, converting.most_output(document)
 
 

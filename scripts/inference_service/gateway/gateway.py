@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
 from time import perf_counter, time
@@ -20,12 +20,12 @@ from inference_service.callers.caller import Caller
 from inference_service.callers.refusals import LimitExceeded, LimitsUnavailable
 from inference_service.gateway import endpoints
 from inference_service.gateway.credentials import key_of
-from inference_service.gateway.exchange import Exchange, Receive, Send
+from inference_service.gateway.exchange import NOT_SENT, Exchange, Receive, Send
 from inference_service.gateway.forwarding import forward
 from inference_service.gateway.metrics_snapshot import Gauges
 from inference_service.gateway.refusals import ANTHROPIC, Refusal
 from inference_service.gateway.tracing import upstream_traceparent
-from inference_service.gateway.upstreams import COUNT_PATH, PATHS
+from inference_service.gateway.upstreams import MODEL_PATHS
 from inference_service.request_log.rows import RequestRow
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-_MODEL_PATHS = {**{path.decode(): shape for shape, path in PATHS.items()}, COUNT_PATH.decode(): ANTHROPIC}
 _MOST_TOLD = 1000
 LIVE = "live"
 """Where a worker's snapshot has its requests under way."""
@@ -106,13 +105,8 @@ class Gateway:
             datetime.fromtimestamp(self.started_at, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
         )
 
-    @property
-    def refusing(self) -> str | None:
-        """Why no request can be taken, None where they can."""
-        return self.recorder.refusing
-
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        shape = _MODEL_PATHS.get(scope["path"])
+        shape = MODEL_PATHS.get(scope["path"])
         if shape is not None and scope["method"] == "POST":
             await forward(self, scope, receive, send, shape)
         else:
@@ -120,18 +114,25 @@ class Gateway:
 
     def malformed(self, status: int, arrived: float) -> None:
         """Leave a row for what came over a connection and was no HTTP request."""
-        now = perf_counter()
-        row = RequestRow(
-            request_id=self.next_request_id(),
-            time=time() - (now - arrived),
-            route="",
+        self.leave(self.refused_row(self.next_request_id(), arrived, "", status, "invalid_http"))
+
+    def refused_row(self, request_id: str, arrived: float, route: str, status: int, error_type: str) -> RequestRow:
+        """The row of a request that is refused now, before it was for any model."""
+        elapsed = perf_counter() - arrived
+        return RequestRow(
+            request_id=request_id,
+            time=time() - elapsed,
+            route=route,
             http_status=status,
-            error_type="invalid_http",
-            total_seconds=now - arrived,
+            error_type=error_type,
+            total_seconds=elapsed,
             cost_usd=self.zero,
-            priced_by="not_sent",
+            priced_by=NOT_SENT,
             gateway=self.name,
         )
+
+    def leave(self, row: RequestRow) -> None:
+        """Record and count such a row."""
         self.recorder.record(row)
         self.metrics.observe(row)
 
@@ -222,10 +223,6 @@ class Gateway:
         if traceparent is not None:
             more[b"traceparent"] = traceparent
         return more or None
-
-    def record(self, exchange: Exchange) -> Awaitable[None] | None:
-        """Write the exchange's row; what to wait for until it is durable."""
-        return self.recorder.record(exchange.row)
 
     def observe(self, exchange: Exchange) -> None:
         """Count a request that has ended."""

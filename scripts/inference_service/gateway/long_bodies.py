@@ -163,7 +163,7 @@ async def _send(exchange: Exchange, route: Route, body: _LongBody, length: int) 
         streaming = (response.header(b"content-type") or b"").startswith(b"text/event-stream")
         exchange.row.stream = streaming
         try:
-            await relaying.relay(exchange, route, response, streaming=streaming, include_usage=True, body_bytes=length)
+            await relaying.relay(exchange, route, response, streaming=streaming, include_usage=True)
         finally:
             response.close()
     except UpstreamError as error:

@@ -31,9 +31,7 @@ _END_OF_TRANSFER_SECONDS = 1.0
 _USAGE_IN_TAIL = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 
 
-async def relay(
-    exchange: Exchange, route: Route, response: Response, *, streaming: bool, include_usage: bool, body_bytes: int
-) -> None:
+async def relay(exchange: Exchange, route: Route, response: Response, *, streaming: bool, include_usage: bool) -> None:
     """Pass the answer on in the shape that was asked for. `include_usage`: the client asked for usage in its stream.
 
     Raises:
@@ -48,9 +46,9 @@ async def relay(
     if response.status >= 400:
         await _relay_error(exchange, route, response)
     elif streaming and (response.header(b"content-type") or b"").startswith(b"text/event-stream"):
-        await _relay_stream(exchange, route, response, include_usage=include_usage, body_bytes=body_bytes)
+        await _relay_stream(exchange, route, response, include_usage=include_usage)
     elif streaming and not route.streaming:
-        await _relay_whole_as_stream(exchange, route, response, include_usage=include_usage, body_bytes=body_bytes)
+        await _relay_whole_as_stream(exchange, route, response, include_usage=include_usage)
     elif streaming:
         response.close()
         raise Refusal(502, "upstream_bad_answer", "the upstream was asked for a stream and sent something else")
@@ -111,13 +109,11 @@ async def _relay_long(exchange: Exchange, route: Route, response: Response) -> N
     await exchange.last_piece(held)
 
 
-async def _relay_stream(
-    exchange: Exchange, route: Route, response: Response, *, include_usage: bool, body_bytes: int
-) -> None:
+async def _relay_stream(exchange: Exchange, route: Route, response: Response, *, include_usage: bool) -> None:
     row = exchange.row
     reader = _reader(exchange, route, include_usage)
     row.http_status = response.status
-    exchange.reading(reader, body_bytes)
+    exchange.reader = reader
     await exchange.start(response.status, [EVENT_STREAM, (b"cache-control", b"no-cache")])
     row.first_byte_seconds = perf_counter() - exchange.arrived
     final: bytes | None = None
@@ -152,9 +148,7 @@ async def _relay_stream(
             pass
 
 
-async def _relay_whole_as_stream(
-    exchange: Exchange, route: Route, response: Response, *, include_usage: bool, body_bytes: int
-) -> None:
+async def _relay_whole_as_stream(exchange: Exchange, route: Route, response: Response, *, include_usage: bool) -> None:
     row = exchange.row
     began = perf_counter()
     body = await response.read(LONGEST_TRANSLATED)
@@ -165,7 +159,7 @@ async def _relay_whole_as_stream(
     except (KeyError, TypeError, AttributeError, ValueError):
         raise Refusal(502, "upstream_bad_answer", "the upstream's answer is not a chat completion") from None
     row.http_status = response.status
-    exchange.reading(reader, body_bytes)
+    exchange.reader = reader
     await exchange.start(response.status, [EVENT_STREAM, (b"cache-control", b"no-cache")])
     row.first_byte_seconds = row.first_token_seconds = perf_counter() - exchange.arrived
     await exchange.last_piece(out)

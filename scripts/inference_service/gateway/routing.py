@@ -25,8 +25,7 @@ _MOST_CHOICES_SHOWN = 40
 class Route:
     """Where requests for one model go. `shape` is what the upstream speaks. `meter` prices a service whose GPU has a
     price; a vendor's model (`job_id` None) is priced by its tokens. `model` is what the log and the price table know it
-    by; `rename` is put into the request's `model` where the upstream would not know what the caller wrote. `described`
-    is what the vendor says of the model in its list."""
+    by; `described` is what the vendor says of the model in its list."""
 
     model: str
     network_arch: str
@@ -36,7 +35,6 @@ class Route:
     upstream: Upstream
     streaming: bool = True
     meter: ServiceMeter | None = None
-    rename: str | None = None
     described: Mapping[str, Any] = field(default_factory=dict)
 
     @property

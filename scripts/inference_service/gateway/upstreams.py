@@ -16,6 +16,11 @@ from inference_service.gateway.upstream.pool import Pool
 
 PATHS = {OPENAI: b"/v1/chat/completions", ANTHROPIC: b"/v1/messages"}
 COUNT_PATH = PATHS[ANTHROPIC] + b"/count_tokens"
+MODEL_PATHS: Mapping[str, Shape] = {
+    **{path.decode(): shape for shape, path in PATHS.items()},
+    COUNT_PATH.decode(): ANTHROPIC,
+}
+"""Where models are asked, each with the shape that is spoken there."""
 _MOST_COMBINED = 256
 
 
