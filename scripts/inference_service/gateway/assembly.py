@@ -47,7 +47,7 @@ class Parts:
 
     def work(self) -> list[Coroutine[Any, Any, None]]:
         """What goes on for as long as the gateway serves."""
-        work = [self._follow_callers()]
+        work = [self._read_callers_later()]
         if self.snapshots is not None:
             work.append(self._keep_snapshots(self.snapshots))
         if self.reloading.vendor is not None:
@@ -62,19 +62,25 @@ class Parts:
         for part in self.closing:
             await asyncio.to_thread(part.close)
 
-    async def _follow_callers(self) -> None:
-        """The database may come later than the gateway: until then nobody with a key of its own is let in."""
-        told = False
-        while True:
-            try:
-                await self.gateway.accounts.start()
-                self.gateway.callers_known = True
-                return
-            except (ToolError, asyncio.TimeoutError) as error:
-                if not told:
-                    log.error("the database cannot be used yet: %s", error)
-                told = True
+    async def begin(self) -> None:
+        """Read the callers, so that their first request finds them known. Where the database is not there yet, that is
+        said, and goes on in `work`: until then nobody with a key of its own is let in."""
+        error = await self._read_callers()
+        if error is not None:
+            log.error("the database cannot be used yet: %s", error)
+
+    async def _read_callers_later(self) -> None:
+        while not self.gateway.callers_known:
             await asyncio.sleep(_RETRY_SECONDS)
+            await self._read_callers()
+
+    async def _read_callers(self) -> Exception | None:
+        try:
+            await self.gateway.accounts.start()
+        except (ToolError, asyncio.TimeoutError) as error:
+            return error
+        self.gateway.callers_known = True
+        return None
 
     async def _keep_snapshots(self, snapshots: SnapshotFiles) -> None:
         while True:

@@ -37,6 +37,7 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
     """A socket bound there, not listening yet; `shared` with other processes that bind it the same way.
 
     Raises:
+        BadInput: there is no such host.
         ToolError: it cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -46,6 +47,11 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
+    except socket.gaierror as error:
+        sock.close()
+        raise BadInput(
+            "unknown_host", f"--host {host} is no address of this machine: {error.strerror}", "use 127.0.0.1, for one"
+        ) from error
     except OSError as error:
         sock.close()
         raise ToolError(
@@ -104,6 +110,7 @@ async def _serve(settings: Settings, sock: socket.socket, announce: Callable[[],
     config.load()
     state = ServerState()
     server = await loop.create_server(lambda: Protocol(config, state, {}, loop), sock=sock, backlog=_BACKLOG)
+    await parts.begin()
     tasks = [asyncio.create_task(_lookout(parts, state)), *map(asyncio.create_task, parts.work())]
     # What is there now stays; looking through it again and again would be for nothing.
     gc.collect()
