@@ -35,7 +35,7 @@ bench-gateway: .venv/installed-dev
 	$(venv_python) bench/gateway/streams.py
 	$(venv_python) bench/gateway/log_growth.py
 
-venv: .venv/installed-docker,kubernetes,local,gateway
+venv: .venv/installed-docker,kubernetes,local,gateway,postgresql
 
 # One stamp for each set of extras: a second run installs nothing.
 .venv/installed-%: pyproject.toml .venv/made

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--database",
         metavar="URL",
-        help="sqlite:///FILE or postgresql://… (default: TAO_GATEWAY_DATABASE, else the request log's file)",
+        help="sqlite:///FILE or postgresql://… without a password (default: TAO_GATEWAY_DATABASE, or requests.db)",
     )
     options.add_argument(
         "--log-bodies", action="store_true", help="keep what was asked and answered, cut to size and without secrets"
@@ -44,12 +44,14 @@ def main(arguments: argparse.Namespace) -> None:
     import dataclasses
     import os
 
-    from inference_service.errors import BadInput, ToolError
+    from inference_service import sql
+    from inference_service.errors import ToolError
     from inference_service.gateway import launching, settings
 
     found = settings.of_environment()
-    if arguments.workers < 1:
-        raise BadInput("usage", f"--workers {arguments.workers} is no number of processes", "give 1 or more")
+    database = found.database
+    if arguments.database:
+        database = sql.refuse_password(arguments.database, "--database", settings.DATABASE_ENV)
     status = launching.serve(
         dataclasses.replace(
             found,
@@ -60,7 +62,7 @@ def main(arguments: argparse.Namespace) -> None:
             log_bodies=arguments.log_bodies,
             json_log=arguments.json_log,
             drain_seconds=arguments.drain,
-            database=arguments.database or found.database,
+            database=database,
         ),
         lambda url, port: output.print_line(
             {

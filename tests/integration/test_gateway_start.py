@@ -135,3 +135,18 @@ def test_a_vendor_that_cannot_be_reached_does_not_keep_the_services_from_being_s
     ):
         eventually(lambda: requests.get(gateway.url + READINESS, timeout=10).status_code == 200, 10)
         assert "cannot be asked for its models" in gateway.log
+
+
+def test_a_database_password_on_the_command_line_is_refused_and_not_repeated() -> None:
+    refused = run_script(
+        "serve_gateway", *("--port", "0", "--database", "postgresql://me:hunter2hunter2@127.0.0.1/log"), expect=2
+    )
+    assert refused.document["error"]["type"] == "password_on_command_line"
+    assert "hunter2hunter2" not in refused.stdout + refused.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--port", "65536"), ("--workers", "0"), ("--drain", "nan"), ("--host", "no.invalid")]
+)
+def test_what_nothing_can_be_served_with_is_bad_input(wrong: tuple[str, str]) -> None:
+    assert run_script("serve_gateway", *wrong, expect=2).document["error"]["fix"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,6 +91,28 @@ def test_the_database_is_the_request_log_unless_another_is_named(tmp_path: Path)
 def test_without_keys_only_this_machine_is_served(host: str) -> None:
     with pytest.raises(BadInput):
         server.require_safe(settings.Settings(host=host, no_auth=True))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port": -1},
+        {"port": 65536},
+        {"workers": 0},
+        {"drain_seconds": float("nan")},
+        {"drain_seconds": -1.0},
+        {"notice_seconds": float("inf")},
+    ],
+    ids=str,
+)
+def test_numbers_that_nothing_can_be_served_with_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BadInput):
+        settings.Settings(**wrong)
+
+
+def test_a_host_that_does_not_exist_is_not_taken_for_a_port_that_is_taken() -> None:
+    with pytest.raises(BadInput, match=r"no-such-host\.invalid"):
+        server.listen("no-such-host.invalid", 0, shared=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])

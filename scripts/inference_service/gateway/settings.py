@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,11 @@ _SHORTEST_KEY = 16
 @dataclass(frozen=True)
 class Settings:
     """`database` is a URL (sqlite:///… or postgresql://…). `model` is the Claude model that this gateway was started
-    for as a service, and `job_id` the service's; both empty otherwise. Keys never show in a representation."""
+    for as a service, and `job_id` the service's; both empty otherwise. Keys never show in a representation.
+
+    Raises:
+        BadInput: a number is none that can be served with.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -44,6 +49,15 @@ class Settings:
     owner_key: str = field(default="", repr=False)
     upstream_key: str = field(default="", repr=False)
     upstream_url: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise BadInput("bad_port", f"--port {self.port} is not a port", "use 1 to 65535, or 0 for any that is free")
+        if self.workers < 1:
+            raise BadInput("usage", f"--workers {self.workers} is no number of processes", "give 1 or more")
+        for option, seconds in (("--drain", self.drain_seconds), ("--notice", self.notice_seconds)):
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise BadInput("bad_seconds", f"{option} {seconds:g} is no number of seconds", "give 0 or more")
 
 
 def of_environment(environ: Mapping[str, str] = os.environ) -> Settings:
