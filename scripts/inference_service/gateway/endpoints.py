@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from inference_service import paths
 from inference_service.errors import ToolError
 from inference_service.gateway import refusals
 from inference_service.gateway.answers import Answer, Request
-from inference_service.gateway.credentials import key_of
+from inference_service.gateway.credentials import key_of, matches
 from inference_service.gateway.refusals import ANTHROPIC, OPENAI, Refusal
 from inference_service.gateway.upstreams import MODEL_PATHS
 
@@ -211,8 +209,7 @@ async def _caller(gateway: Gateway, request: Request) -> Caller:
 def _require_admin(gateway: Gateway, request: Request) -> None:
     key = key_of(request.headers)
     if key is not None:
-        expected = gateway.admin_digest
-        if expected is not None and hmac.compare_digest(hashlib.sha256(key).digest(), expected):
+        if matches(key, gateway.admin_digest):
             return
         caller = gateway.accounts.authenticate(key)
         if caller is not None and caller.admin:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,18 +35,27 @@ class GatewayFacts:
         }
 
 
-def load() -> GatewayFacts:
-    """The facts of references/gateway.yaml.
+@functools.cache
+def document() -> Mapping[str, Any]:
+    """references/gateway.yaml, read and held against its schema once per process.
 
     Raises:
         ToolError: it is missing, does not parse or breaks its schema.
     """
     file = paths.REFERENCES / "gateway.yaml"
-    document = reference_validation.validated(file, reference_validation.read_yaml(file), schema="gateway")
-    upstreams = document["upstreams"]
+    found: Mapping[str, Any] = reference_validation.validated(
+        file, reference_validation.read_yaml(file), schema="gateway"
+    )
+    return found
+
+
+def load() -> GatewayFacts:
+    """The facts of references/gateway.yaml; raises as `document`."""
+    found = document()
+    upstreams = found["upstreams"]
     return GatewayFacts(
-        own_arch=document["network_arch"],
-        vendor_name=document["vendor"]["name"],
-        vendor_url=document["vendor"]["url"],
+        own_arch=found["network_arch"],
+        vendor_name=found["vendor"]["name"],
+        vendor_url=found["vendor"]["url"],
         **upstreams,
     )

@@ -6,8 +6,6 @@ way keeps what it began with.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import secrets
 from collections.abc import Callable, Mapping
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from inference_service.callers.caller import Caller
 from inference_service.callers.refusals import LimitExceeded, LimitsUnavailable
 from inference_service.gateway import endpoints
-from inference_service.gateway.credentials import key_of
+from inference_service.gateway.credentials import digest, key_of, matches
 from inference_service.gateway.exchange import NOT_SENT, Exchange, Receive, Send
 from inference_service.gateway.forwarding import forward
 from inference_service.gateway.metrics_snapshot import Gauges
@@ -90,13 +88,13 @@ class Gateway:
         self.snapshots: SnapshotFiles | None = None
         self.started_at = time()
         self.last_request_time: float | None = None
-        self.admin_digest = _digest(settings.admin_key)
+        self.admin_digest = digest(settings.admin_key)
         self.zero = Decimal(0)
         self.bodies = bodies
         self.name = name
         self._id_prefix = secrets.token_hex(8)
         self._ids = 0
-        self._owner_digest = _digest(settings.owner_key)
+        self._owner_digest = digest(settings.owner_key)
 
     @property
     def started_at_text(self) -> str:
@@ -161,7 +159,7 @@ class Gateway:
         """
         key = key_of(headers)
         if key is not None:
-            if self._owner_digest and hmac.compare_digest(hashlib.sha256(key).digest(), self._owner_digest):
+            if matches(key, self._owner_digest):
                 return OWNER
             try:
                 caller = await self.accounts.find(key)
@@ -304,10 +302,6 @@ class Gateway:
             }
             for request_id, exchange in self.live.items()
         ]
-
-
-def _digest(key: str) -> bytes | None:
-    return hashlib.sha256(key.encode()).digest() if key else None
 
 
 def _is_token(value: bytes) -> bool:

@@ -1,7 +1,4 @@
-"""What references/gateway.yaml says of the two wire formats and of single models, read once per process.
-
-The file is held against its schema by the tests; here it is only read, as a server that starts need not do it again.
-"""
+"""What references/gateway.yaml says of the two wire formats and of single models, taken apart once per process."""
 
 from __future__ import annotations
 
@@ -11,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inference_service import paths
-from inference_service.reference_validation import read_yaml
+from inference_service.gateway import facts as gateway_facts
 
 SAMPLING = "sampling"
 FORCED_TOOL_CHOICE = "forced_tool_choice"
@@ -62,9 +58,9 @@ def load() -> Facts:
     """The facts, read from the file once.
 
     Raises:
-        ToolError: the file is missing or does not parse.
+        ToolError: the file is missing, does not parse or breaks its schema.
     """
-    data = read_yaml(paths.REFERENCES / "gateway.yaml")["translation"]
+    data = gateway_facts.document()["translation"]
     openai, anthropic, errors = data["openai_to_anthropic"], data["anthropic_to_openai"], data["errors"]
     return Facts(
         default_max_tokens=data["default_max_tokens"],
