@@ -6,12 +6,13 @@ import contextlib
 import logging
 import resource
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from inference_service.errors import ToolError
 from inference_service.gateway import server, workers
+from inference_service.gateway.run_folder import run_folder
 from inference_service.gateway.settings import Settings
 
 
@@ -42,9 +43,20 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> int:
         server.run(settings, own, ready, ends_with=alive)
 
     # This socket only keeps the port: connections go to those who listen.
-    with tempfile.TemporaryDirectory(prefix="tao-gateway-") as folder:
-        settings = replace(settings, run_directory=Path(folder))
+    with contextlib.ExitStack() as until_the_end:
+        settings = replace(settings, run_directory=_shared_folder(settings.state_directory, until_the_end))
         return workers.supervise(settings.workers, work, tell)
+
+
+def _shared_folder(state_directory: Path, until_the_end: contextlib.ExitStack) -> Path:
+    try:
+        return until_the_end.enter_context(run_folder(state_directory))
+    except OSError as error:
+        raise ToolError(
+            "state_unusable",
+            f"{state_directory} cannot be written, where workers leave each other their figures: {error.strerror}",
+            "export XDG_STATE_HOME=/a/folder/you/can/write, or serve with --workers 1",
+        ) from error
 
 
 def _allow_many_connections() -> None:
